@@ -1,0 +1,53 @@
+//! A bundle: the weights of both models, the labels, and what the source model does on clean images.
+
+use crate::model::{DitConfig, ParameterError, Tensors, VitConfig};
+use serde::{Deserialize, Serialize};
+
+/// Mean and spread of one quantity on clean images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Moments {
+    pub mean: f64,
+    pub standard_deviation: f64,
+}
+
+/// What is normal: measured once on clean images, by `undrift train statistics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Statistics {
+    /// Accuracy of the source classifier, 0..=1.
+    pub source_accuracy: f64,
+    /// Accuracy of the diffusion model's verdict over the configured draws, 0..=1.
+    pub judge_accuracy: f64,
+    /// Entropy of the source classifier's probabilities, nats.
+    pub entropy: Moments,
+    /// Error of the best class per element.
+    pub denoising_loss: Moments,
+    /// Share of pairs of draws that name the same class, 0..=1.
+    pub draw_agreement: f64,
+}
+
+/// All that a daemon starts from.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    pub classifier_config: VitConfig,
+    pub classifier: Tensors,
+    pub diffusion_config: DitConfig,
+    pub diffusion: Tensors,
+    /// Names of the classes, by index.
+    pub labels: Vec<String>,
+    pub statistics: Statistics,
+}
+
+/// A bundle whose parts do not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    #[error("classifier weights: {0}")]
+    Classifier(ParameterError),
+    #[error("diffusion weights: {0}")]
+    Diffusion(ParameterError),
+    #[error("the classifier takes {classifier:?}, the diffusion model {diffusion:?}: they must see the same images")]
+    Images { classifier: crate::model::ImageShape, diffusion: crate::model::ImageShape },
+    #[error("{labels} labels for {classes} classes")]
+    Labels { labels: usize, classes: usize },
+}

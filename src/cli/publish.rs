@@ -1,0 +1,101 @@
+//! `undrift publish`: plays labelled frames to the daemon, as a camera would.
+
+use super::source::{LabelledPayload, SourceArguments};
+use crate::wire::{PrefixError, Subjects};
+use async_nats::HeaderMap;
+use clap::Args;
+use indicatif::ProgressBar;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::time::MissedTickBehavior;
+
+/// sysexits.h: input data, the service, input or output.
+const EX_DATAERR: u8 = 65;
+const EX_UNAVAILABLE: u8 = 69;
+
+#[derive(Args)]
+pub struct Publish {
+    #[arg(long, default_value = "nats://127.0.0.1:4222")]
+    url: String,
+    /// First tokens of the daemon's subjects
+    #[arg(long, default_value = "undrift.v1")]
+    prefix: String,
+    /// Name of the camera: letters, digits, - and _
+    #[arg(long, default_value = "camera")]
+    camera: String,
+    /// Frames a second
+    #[arg(long, default_value_t = 10.0)]
+    rate: f64,
+    #[command(flatten)]
+    source: SourceArguments,
+    /// Wait for each frame to be stored by JetStream
+    #[arg(long)]
+    jetstream: bool,
+}
+
+/// Frames that could not be read, or not sent.
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error("{0}")]
+    Source(Box<dyn std::error::Error>),
+    #[error("--rate {0}: a number above 0, at most 10000, is accepted")]
+    Rate(f64),
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
+    #[error("failed to publish: {0}")]
+    Nats(#[source] async_nats::Error),
+    #[error("failed to start: {0}")]
+    Runtime(std::io::Error),
+}
+
+impl PublishError {
+    fn nats(error: impl Into<async_nats::Error>) -> Self {
+        Self::Nats(error.into())
+    }
+}
+
+pub fn run(command: &Publish) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(PublishError::Runtime);
+    match runtime.and_then(|runtime| runtime.block_on(publish(command))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("undrift: {error}");
+            ExitCode::from(if matches!(error, PublishError::Nats(_)) { EX_UNAVAILABLE } else { EX_DATAERR })
+        }
+    }
+}
+
+async fn publish(command: &Publish) -> Result<(), PublishError> {
+    let interval = Duration::try_from_secs_f64(command.rate.recip()).ok().filter(|interval| *interval >= Duration::from_micros(100));
+    let interval = interval.ok_or(PublishError::Rate(command.rate))?;
+    let subject = Subjects::new(&command.prefix)?.frames(&command.camera);
+    let frames = command.source.load().map_err(PublishError::Source)?;
+    let client = async_nats::connect(&command.url).await.map_err(PublishError::nats)?;
+    let jetstream = command.jetstream.then(|| async_nats::jetstream::new(client.clone()));
+    let progress = ProgressBar::new(frames.len() as u64);
+    let mut ticks = tokio::time::interval(interval);
+    // A constant rate: what was late is made up for, as a camera's next frame does not wait for its last.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    for frame in frames {
+        ticks.tick().await;
+        let (subject, headers, payload) = (subject.clone(), headers(&frame), frame.payload.into());
+        match &jetstream {
+            None => client.publish_with_headers(subject, headers, payload).await.map_err(PublishError::nats)?,
+            Some(jetstream) => {
+                let ack = jetstream.publish_with_headers(subject, headers, payload).await.map_err(PublishError::nats)?;
+                ack.await.map_err(PublishError::nats)?;
+            }
+        }
+        progress.inc(1);
+    }
+    progress.finish();
+    client.flush().await.map_err(PublishError::nats)
+}
+
+fn headers(frame: &LabelledPayload) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("Frame-Id", frame.frame_id.as_str());
+    headers.insert("Label", frame.label.to_string());
+    headers.insert("Domain", frame.domain.as_str());
+    headers
+}

@@ -1,0 +1,176 @@
+//! `undrift train`: makes a bundle. Classifier, diffusion model, then the rest of the folder.
+
+use crate::config::Config;
+use crate::diffusion::Timestep;
+use crate::lab::contact_sheet::contact_sheet;
+use crate::lab::corruptions::Table;
+use crate::lab::dataset::{self, Labelled, Split};
+use crate::lab::statistics;
+use crate::lab::train::{self, TrainingRun};
+use crate::learner::{Classifier, Judge};
+use crate::model::{ClassConditioning, DitConfig, ImageShape, TrunkConfig, VitConfig, parameters};
+use clap::{Args, Subcommand};
+use std::error::Error;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub struct Train {
+    /// Draw every corruption at every severity into this PNG, and do nothing else
+    #[arg(long, value_name = "PNG")]
+    contact_sheet: Option<PathBuf>,
+    /// Folder of the four Fashion-MNIST files (Debian package dataset-fashion-mnist)
+    #[arg(long, default_value = FASHION_MNIST)]
+    data: PathBuf,
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Train the classifier (ViT) by cross entropy
+    Classifier(Run),
+    /// Train the diffusion model (DiT) by denoising, and as a classifier
+    Diffusion(Run),
+    /// Write what else a bundle holds: statistics.json, a sample of test images, BLAKE3SUMS
+    Bundle(Finish),
+}
+
+#[derive(Args)]
+struct Run {
+    /// Folder of the four Fashion-MNIST files
+    #[arg(long, default_value = FASHION_MNIST)]
+    data: PathBuf,
+    /// Safetensors file to write; a run that finds its state beside it goes on from there
+    #[arg(long)]
+    out: PathBuf,
+    /// Optimizer steps in all; 12000 unless given
+    #[arg(long, default_value_t = 12_000)]
+    steps: u64,
+    /// Images of one step
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Peak of the learning rate, after the warm-up
+    #[arg(long, default_value_t = 1.5e-3)]
+    learning_rate: f32,
+    /// Weight of the cross entropy against the denoising loss, for the diffusion model
+    #[arg(long, default_value_t = 0.05)]
+    discrimination_weight: f64,
+    /// How the class enters the diffusion model
+    #[arg(long, value_enum, default_value_t = Conditioning::Readout)]
+    conditioning: Conditioning,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Conditioning {
+    Readout,
+    AdaLn,
+}
+
+#[derive(Args)]
+struct Finish {
+    /// Folder of undrift.toml and the weights
+    #[arg(long, default_value = "configs/fashion-mnist")]
+    dir: PathBuf,
+    /// Folder of the four Fashion-MNIST files
+    #[arg(long, default_value = FASHION_MNIST)]
+    data: PathBuf,
+    /// Test images that ship with the bundle: the first of the test set; the statistics come from the others
+    #[arg(long, default_value_t = 3000)]
+    sample: usize,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+const FASHION_MNIST: &str = "/usr/share/datasets/fashion-mnist";
+const FASHION_IMAGE: ImageShape = ImageShape { channels: 1, height: 32, width: 32 };
+
+/// Sizes of the shipped classifier.
+const FASHION_CLASSIFIER: VitConfig = VitConfig {
+    trunk: TrunkConfig { image: FASHION_IMAGE, patch: 4, patch_window: 8, hidden: 96, depth: 4, heads: 3, mlp_ratio: 2 },
+    classes: 10,
+};
+
+/// Sizes of the shipped diffusion model.
+const FASHION_DIFFUSION: DitConfig = DitConfig {
+    trunk: TrunkConfig { image: FASHION_IMAGE, patch: 4, patch_window: 8, hidden: 96, depth: 6, heads: 3, mlp_ratio: 3 },
+    classes: 10,
+    conditioning: ClassConditioning::Readout,
+    num_timesteps: 1000,
+};
+
+pub fn run(command: &Train) -> Result<(), Box<dyn Error>> {
+    match (&command.contact_sheet, &command.what) {
+        (Some(path), _) => {
+            let data = dataset::load(&command.data, Split::Test)?;
+            let images: Vec<_> = data.iter().take(2).map(|labelled| dataset::pad(&labelled.image, FASHION_IMAGE.height)).collect();
+            std::fs::write(path, contact_sheet(&images, Table::Tiny, 1))?;
+        }
+        (None, Some(What::Classifier(run))) => {
+            train::classifier(&FASHION_CLASSIFIER, &dataset::load(&run.data, Split::Train)?, &training(run, 0.05))?;
+        }
+        (None, Some(What::Diffusion(run))) => {
+            let conditioning = match run.conditioning {
+                Conditioning::Readout => ClassConditioning::Readout,
+                Conditioning::AdaLn => ClassConditioning::AdaLn,
+            };
+            let config = DitConfig { conditioning, ..FASHION_DIFFUSION };
+            train::diffusion(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.0))?;
+        }
+        (None, Some(What::Bundle(finish))) => bundle(finish)?,
+        (None, None) => return Err("name what to train: classifier, diffusion or bundle".into()),
+    }
+    Ok(())
+}
+
+fn training(run: &Run, weight_decay: f32) -> TrainingRun {
+    TrainingRun {
+        seed: run.seed,
+        steps: run.steps,
+        batch: run.batch,
+        learning_rate: run.learning_rate,
+        weight_decay,
+        discrimination_weight: run.discrimination_weight,
+        out: run.out.clone(),
+    }
+}
+
+/// Timesteps at which the diffusion model's accuracy is printed.
+const CURVE: [u32; 8] = [20, 60, 100, 200, 300, 400, 500, 600];
+
+fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
+    let config = Config::load(&finish.dir.join("undrift.toml"), &[], std::iter::empty())?;
+    let labels = std::fs::read_to_string(&config.bundle.files.labels)?.lines().count();
+    let weights = |path: &Path| Ok::<_, Box<dyn Error>>(parameters::read(&std::fs::read(path)?)?);
+    let classifier = Classifier::frozen(&config.bundle.classifier_config(labels), weights(&config.bundle.files.classifier)?)?;
+    let judge = Judge::new(&config.bundle.diffusion_config(labels), weights(&config.bundle.files.diffusion)?)?;
+    let mut test = dataset::load(&finish.data, Split::Test)?;
+    let rest = test.split_off(finish.sample.min(test.len()));
+    write_sample(&finish.dir, &test)?;
+    let timesteps: Vec<Timestep> = config.adapt.timesteps.iter().map(|&t| Timestep(t)).collect();
+    let measured = statistics::measure(&classifier, &judge, &timesteps, &rest, finish.seed)?;
+    std::fs::write(&config.bundle.files.statistics, serde_json::to_string_pretty(&measured)? + "\n")?;
+    println!("{}", serde_json::to_string_pretty(&measured)?);
+    let curve = statistics::judge_accuracy(&judge, &CURVE.map(Timestep), &rest[..2000.min(rest.len())], finish.seed)?;
+    println!("{}", serde_json::to_string(&curve)?);
+    write_hashes(&config)
+}
+
+fn write_sample(dir: &Path, images: &[Labelled]) -> Result<(), Box<dyn Error>> {
+    let create = |name: &str| File::create(dir.join(name));
+    Ok(dataset::write_pair(images, create("sample-images-idx3-ubyte.gz")?, create("sample-labels-idx1-ubyte.gz")?)?)
+}
+
+/// BLAKE3 of each file, in the format of `b3sum`.
+fn write_hashes(config: &Config) -> Result<(), Box<dyn Error>> {
+    let files = &config.bundle.files;
+    let mut text = String::new();
+    for path in [&files.classifier, &files.diffusion, &files.labels, &files.statistics] {
+        let name = path.file_name().ok_or("a bundle's files have names")?.to_string_lossy();
+        text += &format!("{}  {name}\n", blake3::hash(&std::fs::read(path)?).to_hex());
+    }
+    Ok(std::fs::write(&files.hashes, text)?)
+}

@@ -1,0 +1,118 @@
+//! Layer normalisation with modulation: the normalisation of the DiT (arXiv 2212.09748, adaLN) and, with learned
+//! constants in place of conditioned ones, that of the ViT.
+
+use super::elementwise::fold_rows;
+use super::slices::{sum, tensor, values, with_values};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+/// Added to the variance (DiT, `models.py`: `nn.LayerNorm(.., eps=1e-6)`).
+const NORM_EPS: f32 = 1e-6;
+
+/// y (N, T, D) = norm(x) * (1 + scale) + shift, the mean and variance over D; `shift` and `scale` are (R, D), R is N or 1.
+pub fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op3(&shift.contiguous()?, &scale.contiguous()?, ModulatedNorm)
+}
+
+struct ModulatedNorm;
+
+/// Row `n` of `rows`, or its only row.
+#[inline]
+pub fn row(rows: &[f32], n: usize, d: usize) -> &[f32] {
+    if rows.len() == d { rows } else { &rows[n * d..(n + 1) * d] }
+}
+
+/// Mean and reciprocal standard deviation, in two passes.
+#[inline]
+fn statistics(x: &[f32]) -> (f32, f32) {
+    let count = x.len() as f32;
+    let mean = sum(x, |value| value) / count;
+    let variance = sum(x, |value| (value - mean) * (value - mean)) / count;
+    (mean, 1.0 / (variance + NORM_EPS).sqrt())
+}
+
+impl CustomOp3 for ModulatedNorm {
+    fn name(&self) -> &'static str {
+        "modulated-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        shift: &CpuStorage,
+        shift_layout: &Layout,
+        scale: &CpuStorage,
+        scale_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (n, t, d) = x_layout.shape().dims3()?;
+        let (x, shift, scale) = (values(x, x_layout)?, values(shift, shift_layout)?, values(scale, scale_layout)?);
+        if shift.len() != scale.len() || (scale.len() != d && scale.len() != n * d) {
+            bail!("modulation of {} and {} values for ({n}, {t}, {d})", shift.len(), scale.len());
+        }
+        let mut y = vec![0f32; x.len()];
+        y.par_chunks_mut(t * d).zip(x.par_chunks(t * d)).enumerate().for_each(|(n, (y, x))| {
+            let (shift, scale) = (row(shift, n, d), row(scale, n, d));
+            for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                let (mean, reciprocal) = statistics(x);
+                for i in 0..d {
+                    y[i] = ((x[i] - mean) * reciprocal).mul_add(1.0 + scale[i], shift[i]);
+                }
+            }
+        });
+        Ok((CpuStorage::F32(y), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        shift: &Tensor,
+        scale: &Tensor,
+        _y: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (n, t, d) = x.dims3()?;
+        let mut dx = vec![0f32; n * t * d];
+        let mut dshift = vec![0f32; n * d];
+        let mut dscale = vec![0f32; n * d];
+        with_values(x, |x| {
+            with_values(scale, |scale| {
+                with_values(gradient, |g| {
+                    let outputs = dx.par_chunks_mut(t * d).zip(dshift.par_chunks_mut(d)).zip(dscale.par_chunks_mut(d));
+                    let inputs = x.par_chunks(t * d).zip(g.par_chunks(t * d));
+                    outputs.zip(inputs).enumerate().for_each(|(n, (((dx, dshift), dscale), (x, g)))| {
+                        let scale = row(scale, n, d);
+                        for ((dx, x), g) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(g.chunks_exact(d)) {
+                            backward_token(dx, dshift, dscale, x, g, scale);
+                        }
+                    });
+                    Ok(())
+                })
+            })
+        })?;
+        let dshift = tensor(fold_rows(dshift, shift.elem_count()), shift.shape());
+        let dscale = tensor(fold_rows(dscale, scale.elem_count()), scale.shape());
+        Ok((Some(tensor(dx, x.shape())), Some(dshift), Some(dscale)))
+    }
+}
+
+/// With x^ = (x - mean) r and gh = g (1 + scale): dx = r (gh - mean(gh) - x^ mean(gh x^)), dshift += g, dscale += g x^.
+#[inline]
+fn backward_token(dx: &mut [f32], dshift: &mut [f32], dscale: &mut [f32], x: &[f32], g: &[f32], scale: &[f32]) {
+    let d = x.len();
+    let (mean, reciprocal) = statistics(x);
+    let mut projection = [0f32; 16];
+    for i in 0..d {
+        let normal = (x[i] - mean) * reciprocal;
+        dshift[i] += g[i];
+        dscale[i] = g[i].mul_add(normal, dscale[i]);
+        dx[i] = g[i] * (1.0 + scale[i]);
+        projection[i % 16] = dx[i].mul_add(normal, projection[i % 16]);
+    }
+    let mean_gradient = sum(dx, |value| value) / d as f32;
+    let mean_projection = projection.iter().sum::<f32>() / d as f32;
+    for i in 0..d {
+        let normal = (x[i] - mean) * reciprocal;
+        dx[i] = reciprocal * (dx[i] - mean_gradient - normal * mean_projection);
+    }
+}

@@ -1,0 +1,64 @@
+//! Reading tensors as slices, and making tensors of vectors: the border between candle and the loops of this module.
+
+use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail, op::BackpropOp};
+
+/// The f32 values of a contiguous storage.
+pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let all = storage.as_slice::<f32>()?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&all[start..end]),
+        None => bail!("a fused operation needs contiguous arguments, got strides {:?}", layout.stride()),
+    }
+}
+
+/// Calls `read` with the f32 values of `tensor`, which is copied only if it is not contiguous.
+pub fn with_values<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => read(values(storage, layout)?),
+        _ => bail!("a fused operation of the CPU got a tensor of another device"),
+    }
+}
+
+/// An untracked CPU tensor of `values`.
+pub fn tensor(values: Vec<f32>, shape: &Shape) -> Tensor {
+    Tensor::from_storage(Storage::Cpu(CpuStorage::F32(values)), shape.clone(), BackpropOp::none(), false)
+}
+
+/// Sum over eight lanes, so that the compiler vectorises it with a fixed order of additions.
+#[inline]
+pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [0f32; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(value);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|&value| term(value)).sum::<f32>()
+}
+
+/// Sum of products over lanes, in a fixed order.
+#[inline]
+pub fn dot(left: &[f32], right: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [0f32; LANES];
+    let split = left.len() / LANES * LANES;
+    for (l, r) in left[..split].chunks_exact(LANES).zip(right[..split].chunks_exact(LANES)) {
+        for (lane, (&l, &r)) in lanes.iter_mut().zip(l.iter().zip(r)) {
+            *lane = l.mul_add(r, *lane);
+        }
+    }
+    lanes.iter().sum::<f32>() + left[split..].iter().zip(&right[split..]).map(|(&l, &r)| l * r).sum::<f32>()
+}
+
+/// Adds `term` into `total`, element by element.
+#[inline]
+pub fn add_into(total: &mut [f32], term: &[f32]) {
+    for (total, &term) in total.iter_mut().zip(term) {
+        *total += term;
+    }
+}

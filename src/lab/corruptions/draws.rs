@@ -1,0 +1,41 @@
+//! The randomness of the lab: one seeded generator with the few distributions that corruptions need.
+//!
+//! Invariant: seed and stream determine all draws, on every platform (ChaCha8 is defined in words of 32 bit).
+//! Absent on purpose: draws from the operating system, and any link to the keyed noise of the daemon.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Normal, Poisson};
+
+/// A seeded source of random numbers.
+#[derive(Clone, Debug)]
+pub struct Draws(ChaCha8Rng);
+
+impl Draws {
+    /// Draws of `stream` under `seed`. An image that has its own stream is corrupted alike in any order of work.
+    pub fn new(seed: u64, stream: u64) -> Self {
+        let mut generator = ChaCha8Rng::seed_from_u64(seed);
+        generator.set_stream(stream);
+        Self(generator)
+    }
+
+    /// Uniform in `low..high`.
+    pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.0.random::<f64>()
+    }
+
+    /// Uniform in `0..bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0.random_range(0..bound)
+    }
+
+    /// Normal with this mean and standard deviation.
+    pub fn normal(&mut self, mean: f64, deviation: f64) -> f64 {
+        Normal::new(mean, deviation).expect("the deviations of the tables are finite").sample(&mut self.0)
+    }
+
+    /// A Poisson count; a rate of zero, as of a black pixel, counts zero.
+    pub fn poisson(&mut self, rate: f64) -> f64 {
+        Poisson::new(rate).map_or(0.0, |distribution| distribution.sample(&mut self.0))
+    }
+}

@@ -1,0 +1,13 @@
+//! The offline lab: data, corruptions, training, evaluation. The daemon knows nothing of it.
+
+pub mod contact_sheet;
+pub mod corruptions;
+pub mod dataset;
+pub mod evaluate;
+pub mod folder;
+pub mod methods;
+pub mod report;
+pub mod statistics;
+pub mod streams;
+pub mod summary;
+pub mod train;

@@ -1,0 +1,253 @@
+//! The slow lane: a window of frames in, better weights out.
+//!
+//! One adapter thread owns it. Invariant: what leaves is a deep copy; a step that is not finite or leaves its bounds is
+//! taken back whole.
+
+use super::classifier::{Classifier, Forward};
+use super::condition;
+use super::config::{AdaptConfig, ObjectiveKind};
+use super::judge::{Judge, Verdict};
+use super::objective::{LossAndGradient, cross_entropy, score};
+use super::optimizer::{Gradients, Optimizer, StepError, StepReport};
+use crate::bundle::{Bundle, Statistics};
+use crate::diffusion::Timestep;
+use crate::frame::WeightsVersion;
+use crate::model::{ParameterError, Tensors};
+use crate::noise::NoiseKey;
+use crate::observation::{SkipReason, WindowReport};
+use crate::pipeline::{Adapted, Job, Outcome, WindowFrame};
+use crate::policy::{self, Decision, Evidence, Lesson, Ruling};
+use crate::state::{LearnerState, PolicyState};
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+
+/// Why the adapter cannot go on: weights or configuration that do not fit, or a bug.
+#[derive(Debug, thiserror::Error)]
+pub enum AdaptError {
+    #[error(transparent)]
+    Parameters(#[from] ParameterError),
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    #[error(transparent)]
+    Step(StepError),
+}
+
+/// The classifier that learns, its judge, its optimizer, its anchor.
+pub struct Adapter {
+    config: AdaptConfig,
+    timesteps: Vec<Timestep>,
+    classifier: Classifier,
+    judge: Judge,
+    optimizer: Optimizer,
+    /// Values of the trainable parameters in the source weights.
+    source: BTreeMap<String, Vec<f32>>,
+    source_norm: f64,
+    statistics: Statistics,
+    version: WeightsVersion,
+    policy: PolicyState,
+}
+
+impl Adapter {
+    /// # Errors
+    /// Where the bundle's weights or `learner` do not fit its configuration.
+    pub fn new(bundle: &Bundle, config: &AdaptConfig, learner: LearnerState) -> Result<Self, AdaptError> {
+        let source_model = Classifier::trainable(&bundle.classifier_config, &bundle.classifier, config.trainable)?;
+        let mut source = BTreeMap::new();
+        for (name, variable) in source_model.parameters().variables() {
+            source.insert(name.clone(), variable.flatten_all()?.to_vec1::<f32>()?);
+        }
+        let mut adapter = Self {
+            timesteps: config.timesteps.iter().map(|&t| Timestep(t)).collect(),
+            classifier: source_model,
+            judge: Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?,
+            optimizer: Optimizer::new(config.optimizer),
+            source_norm: norm(source.values().flatten().map(|&value| f64::from(value))),
+            source,
+            statistics: bundle.statistics,
+            version: learner.version,
+            policy: PolicyState::default(),
+            config: config.clone(),
+        };
+        adapter.restore(learner)?;
+        Ok(adapter)
+    }
+
+    /// Does a job; a restored state has no answer.
+    pub fn run(&mut self, job: Job) -> Result<Option<Adapted>, AdaptError> {
+        match job {
+            Job::Restore(learner) => self.restore(*learner).map(|()| None),
+            Job::Window { epoch, index, frames } => {
+                let verdicts = self.judge(&frames)?;
+                let outcome = self.learn(&frames, &verdicts)?;
+                Ok(Some(Adapted { epoch, index, learner: self.state()?, outcome }))
+            }
+        }
+    }
+
+    /// The judge's verdicts on a window; they do not depend on the classifier.
+    pub fn judge(&self, frames: &[WindowFrame]) -> Result<Vec<Verdict>, AdaptError> {
+        let keys: Vec<NoiseKey> = frames.iter().map(|frame| frame.key).collect();
+        Ok(self.judge.verdicts(&planes(frames), &keys, &self.timesteps)?)
+    }
+
+    /// Learns from a window and the verdicts on it.
+    pub fn learn(&mut self, frames: &[WindowFrame], verdicts: &[Verdict]) -> Result<Outcome, AdaptError> {
+        let images = planes(frames);
+        let forward = self.classifier.forward(&images)?;
+        let source_logits: Vec<Vec<f64>> = frames.iter().map(|frame| frame.source_logits.clone()).collect();
+        let evidence =
+            Evidence { logits: &forward.logits, source_logits: &source_logits, verdicts, likelihood_scale: self.judge.likelihood_scale() };
+        let ruling = policy::rule(&evidence, &self.config, &self.statistics, &mut self.policy);
+        let mut report = self.report(&ruling, verdicts);
+        if self.config.objective == ObjectiveKind::Condition {
+            return self.learn_as_published(frames, &images, forward, report);
+        }
+        let lessons = match &ruling.decision {
+            Decision::Learn(lessons) => lessons,
+            Decision::Abstain => return self.go_back(self.config.anchor_pull_shut, SkipReason::Unreliable, report),
+            Decision::Retreat => return self.go_back(self.config.anchor_pull_retreat, SkipReason::Misfit, report),
+        };
+        let (loss, logit_gradients) = self.window_gradient(&forward, verdicts, lessons);
+        report.loss = loss;
+        let gradients = self.classifier.gradients(&forward, &logit_gradients).map_err(AdaptError::Step)?;
+        self.step(&gradients, report)
+    }
+
+    /// Learns nothing, and moves towards the source weights; new weights, unless it is there already.
+    fn go_back(&mut self, pull: f64, reason: SkipReason, mut report: WindowReport) -> Result<Outcome, AdaptError> {
+        if self.distance()? > 0.0 {
+            self.pull(pull)?;
+            self.version = WeightsVersion(self.version.0 + 1);
+        }
+        report.weights_distance = self.distance()?;
+        Ok(Outcome::Skipped(reason, Some(report)))
+    }
+
+    /// The paper's loop: several steps on the same frames, the classifier's answer renewed before each.
+    fn learn_as_published(
+        &mut self,
+        frames: &[WindowFrame],
+        images: &[f32],
+        mut forward: Forward,
+        mut report: WindowReport,
+    ) -> Result<Outcome, AdaptError> {
+        let keys: Vec<NoiseKey> = frames.iter().map(|frame| frame.key).collect();
+        for step in 0..self.config.condition.steps_per_window {
+            if step > 0 {
+                forward = self.classifier.forward(images)?;
+            }
+            let gradient = condition::gradient(&self.judge, &forward, images, &keys, &self.config.condition, step)?;
+            report.loss = gradient.loss;
+            let gradients = self.classifier.gradients(&forward, &gradient.logit_gradients).map_err(AdaptError::Step)?;
+            match self.step(&gradients, report)? {
+                Outcome::Learned(of_step) => report = of_step,
+                skipped => return Ok(skipped),
+            }
+        }
+        Ok(Outcome::Learned(report))
+    }
+
+    /// Mean loss of a window and its gradient by each frame's logits.
+    fn window_gradient(&self, forward: &Forward, verdicts: &[Verdict], lessons: &[Lesson]) -> (f64, Vec<Vec<f64>>) {
+        let count = lessons.len() as f64;
+        let scale = self.config.judge_weight * self.judge.likelihood_scale();
+        let mut total = 0.0;
+        let rows = forward.logits.iter().zip(verdicts).zip(lessons).map(|((logits, verdict), lesson)| {
+            let LossAndGradient { loss, logit_gradient } = match self.config.objective {
+                ObjectiveKind::Score => score(logits, &verdict.terms, scale),
+                ObjectiveKind::Posterior | ObjectiveKind::Condition => cross_entropy(logits, &lesson.target),
+            };
+            total += lesson.weight * loss / count;
+            logit_gradient.iter().map(|g| lesson.weight * g / count).collect()
+        });
+        let rows = rows.collect();
+        (total, rows)
+    }
+
+    /// Takes one step and the pull of the anchor; takes both back if the result leaves its bounds.
+    fn step(&mut self, gradients: &Gradients, mut report: WindowReport) -> Result<Outcome, AdaptError> {
+        let before = (self.classifier.parameters().snapshot()?, self.optimizer.state().clone());
+        let variables = self.classifier.parameters().variables();
+        let stepped = self.optimizer.step(variables, gradients, self.config.learning_rate, self.config.gradient_norm_max);
+        match stepped {
+            Ok(StepReport { gradient_norm }) => report.gradient_norm = gradient_norm,
+            Err(StepError::NotFinite { .. }) => return Ok(Outcome::Skipped(SkipReason::Rejected, Some(report))),
+            Err(error) => return Err(AdaptError::Step(error)),
+        }
+        self.pull(self.config.anchor_pull)?;
+        report.weights_distance = self.distance()?;
+        // A distance that is not a number is out of bounds too.
+        let is_in_bounds = report.weights_distance <= self.config.distance_max;
+        if !is_in_bounds {
+            self.classifier.parameters().restore(&before.0)?;
+            self.optimizer.restore(before.1);
+            return Ok(Outcome::Skipped(SkipReason::Rejected, Some(report)));
+        }
+        self.version = WeightsVersion(self.version.0 + 1);
+        Ok(Outcome::Learned(report))
+    }
+
+    /// Moves the trainable parameters the share `pull` of their way back to the source weights.
+    fn pull(&self, pull: f64) -> Result<(), AdaptError> {
+        let pull = pull as f32;
+        for (name, variable) in self.classifier.parameters().variables() {
+            let mut values = variable.flatten_all()?.to_vec1::<f32>()?;
+            values.iter_mut().zip(&self.source[name]).for_each(|(value, &source)| *value += pull * (source - *value));
+            variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu)?)?;
+        }
+        Ok(())
+    }
+
+    /// |weights - source| / |source| over the trainable parameters.
+    fn distance(&self) -> Result<f64, AdaptError> {
+        let mut squared = 0.0;
+        for (name, variable) in self.classifier.parameters().variables() {
+            let values = variable.flatten_all()?.to_vec1::<f32>()?;
+            squared += values.iter().zip(&self.source[name]).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>();
+        }
+        Ok(squared.sqrt() / self.source_norm)
+    }
+
+    fn report(&self, ruling: &Ruling, verdicts: &[Verdict]) -> WindowReport {
+        let best = |verdict: &Verdict| 1.0 + verdict.terms.errors().into_iter().fold(f64::INFINITY, f64::min);
+        WindowReport {
+            denoising_loss: verdicts.iter().map(best).sum::<f64>() / verdicts.len() as f64,
+            draw_disagreement: ruling.draw_disagreement,
+            reliability: ruling.reliability,
+            estimated_accuracy: ruling.estimated_accuracy,
+            ..WindowReport::default()
+        }
+    }
+
+    /// A deep copy of what the next window depends on.
+    pub fn state(&self) -> Result<LearnerState, AdaptError> {
+        Ok(LearnerState {
+            version: self.version,
+            weights: self.classifier.parameters().snapshot()?,
+            optimizer: self.optimizer.state().clone(),
+            policy: self.policy.clone(),
+        })
+    }
+
+    fn restore(&mut self, learner: LearnerState) -> Result<(), AdaptError> {
+        self.classifier.parameters().restore(&learner.weights)?;
+        self.optimizer.restore(learner.optimizer);
+        self.version = learner.version;
+        self.policy = learner.policy;
+        Ok(())
+    }
+}
+
+/// Planes of all frames, (N, C, H, W).
+fn planes(frames: &[WindowFrame]) -> Vec<f32> {
+    frames.iter().flat_map(|frame| frame.planes.iter().copied()).collect()
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// The state that adaptation starts from: the source weights, nothing learned.
+pub fn source_state(source: &Tensors, version: WeightsVersion) -> LearnerState {
+    LearnerState { version, weights: source.clone(), optimizer: Default::default(), policy: PolicyState::default() }
+}

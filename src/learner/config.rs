@@ -1,0 +1,174 @@
+//! What the configuration says of adaptation: the `[adapt]` table.
+
+use super::optimizer::OptimizerConfig;
+use serde::{Deserialize, Serialize};
+
+/// Which weights answer a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerTime {
+    /// Predict, then adapt: the answer never waits.
+    Before,
+    /// Adapt on the frame's window, then predict: the paper's protocol.
+    After,
+}
+
+/// What the gradient of a window comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveKind {
+    /// Cross entropy to the posterior: classifier times the diffusion model's likelihood.
+    Posterior,
+    /// |sum_k p_k e_k - noise|^2 over predicted noises (DUSA, arXiv 2501.00873), by G and h.
+    Score,
+    /// Diffusion-TTA as published (arXiv 2311.16102): the classes are mixed in the condition.
+    Condition,
+}
+
+/// Which parameters of the classifier learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainablePart {
+    All,
+    /// Modulations of the norms: scale, shift and gate.
+    Norms,
+    /// The head.
+    Last,
+}
+
+impl TrainablePart {
+    /// Whether the parameter `name` learns.
+    pub fn contains(self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Norms => name.ends_with("modulation"),
+            Self::Last => name.starts_with("head."),
+        }
+    }
+}
+
+/// The rule of [`crate::policy`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateConfig {
+    /// Windows that the averages reach back, roughly.
+    pub memory_windows: f64,
+    /// The diffusion model is listened to while its estimated accuracy exceeds the source's by this, -1..=1.
+    pub margin: f64,
+    /// How far the agreement of the adapted classifier with the diffusion model may fall under the source's, 0..=1.
+    pub tolerance: f64,
+    /// A frame teaches when its target's largest probability is at least this, 0..=1.
+    pub confidence_min: f64,
+}
+
+/// Diffusion-TTA's own numbers; used by the `condition` objective alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConditionConfig {
+    /// Adaptation steps for each window (with `window = 1`: for each frame); 5 in the paper.
+    pub steps_per_window: u32,
+    /// Draws in one forward pass.
+    pub draws_per_step: u32,
+    /// Passes whose gradients are added up to one step; 180 draws in all in the paper.
+    pub accumulation_steps: u32,
+    /// The same draws in every step, or fresh ones.
+    pub same_noise: bool,
+}
+
+/// Adaptation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdaptConfig {
+    /// Whether adaptation is on at the first start; later the operators' last word counts.
+    pub enabled: bool,
+    /// W: frames that one adaptation step sees.
+    pub window: usize,
+    /// Windows between the last frame that the weights have learned from and the frame that they answer: 1 is serial.
+    pub lag: usize,
+    pub answer: AnswerTime,
+    pub objective: ObjectiveKind,
+    pub trainable: TrainablePart,
+    /// Timesteps of the draws of a frame: one draw each.
+    pub timesteps: Vec<u32>,
+    /// How far the errors of the diffusion model are believed: 1 is their likelihood.
+    pub judge_weight: f64,
+    /// How far the classifier's own probabilities count in the posterior: 1 is Bayes' rule, 0 leaves the judge alone.
+    pub prior_weight: f64,
+    pub learning_rate: f32,
+    pub gradient_norm_max: f32,
+    /// Share of the way back to the source weights that each window takes.
+    pub anchor_pull: f64,
+    /// The same while the diffusion model does not know better than the source.
+    pub anchor_pull_shut: f64,
+    /// The same while what was learned does not fit the frames.
+    pub anchor_pull_retreat: f64,
+    /// |weights - source| / |source| above which a step is rejected.
+    pub distance_max: f64,
+    pub optimizer: OptimizerConfig,
+    pub gate: GateConfig,
+    pub condition: ConditionConfig,
+}
+
+/// A value of `[adapt]` out of its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("adapt.{field} is {value}, must be {range}")]
+pub struct AdaptRangeError {
+    pub field: &'static str,
+    pub value: String,
+    pub range: &'static str,
+}
+
+impl AdaptConfig {
+    /// Checks every range; `num_timesteps` is that of the diffusion model.
+    ///
+    /// # Errors
+    /// The first field that lies outside.
+    pub fn check(&self, num_timesteps: u32) -> Result<(), AdaptRangeError> {
+        let unit = 0.0..=1.0;
+        let checks = [
+            ("window", self.window.to_string(), (1..=1024).contains(&self.window), "1 to 1024"),
+            ("lag", self.lag.to_string(), (1..=8).contains(&self.lag), "1 to 8"),
+            ("timesteps", format!("{:?}", self.timesteps), (1..=64).contains(&self.timesteps.len()), "1 to 64 timesteps"),
+            (
+                "timesteps",
+                format!("{:?}", self.timesteps),
+                self.timesteps.iter().all(|&t| t < num_timesteps),
+                "below diffusion.num_timesteps",
+            ),
+            ("judge_weight", self.judge_weight.to_string(), (0.0..=100.0).contains(&self.judge_weight), "0 to 100"),
+            ("prior_weight", self.prior_weight.to_string(), unit.contains(&self.prior_weight), "0 to 1"),
+            ("learning_rate", self.learning_rate.to_string(), self.learning_rate > 0.0 && self.learning_rate <= 1.0, "above 0, at most 1"),
+            ("gradient_norm_max", self.gradient_norm_max.to_string(), self.gradient_norm_max > 0.0, "above 0"),
+            ("anchor_pull", self.anchor_pull.to_string(), unit.contains(&self.anchor_pull), "0 to 1"),
+            ("anchor_pull_shut", self.anchor_pull_shut.to_string(), unit.contains(&self.anchor_pull_shut), "0 to 1"),
+            ("anchor_pull_retreat", self.anchor_pull_retreat.to_string(), unit.contains(&self.anchor_pull_retreat), "0 to 1"),
+            ("distance_max", self.distance_max.to_string(), self.distance_max > 0.0, "above 0"),
+            ("gate.memory_windows", self.gate.memory_windows.to_string(), self.gate.memory_windows >= 1.0, "at least 1"),
+            ("gate.margin", self.gate.margin.to_string(), (-1.0..=1.0).contains(&self.gate.margin), "-1 to 1"),
+            ("gate.tolerance", self.gate.tolerance.to_string(), unit.contains(&self.gate.tolerance), "0 to 1"),
+            ("gate.confidence_min", self.gate.confidence_min.to_string(), unit.contains(&self.gate.confidence_min), "0 to 1"),
+            (
+                "condition.steps_per_window",
+                self.condition.steps_per_window.to_string(),
+                (1..=1000).contains(&self.condition.steps_per_window),
+                "1 to 1000",
+            ),
+            (
+                "condition.draws_per_step",
+                self.condition.draws_per_step.to_string(),
+                (1..=1024).contains(&self.condition.draws_per_step),
+                "1 to 1024",
+            ),
+            (
+                "condition.accumulation_steps",
+                self.condition.accumulation_steps.to_string(),
+                (1..=1024).contains(&self.condition.accumulation_steps),
+                "1 to 1024",
+            ),
+        ];
+        match checks.into_iter().find(|(_, _, is_in_range, _)| !is_in_range) {
+            Some((field, value, _, range)) => Err(AdaptRangeError { field, value, range }),
+            None => Ok(()),
+        }
+    }
+}

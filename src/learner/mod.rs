@@ -1,0 +1,15 @@
+//! What learns: the classifier, judged by the diffusion model, moved by the optimizer, held by the anchor.
+
+mod adapter;
+mod classifier;
+mod condition;
+mod config;
+mod judge;
+pub mod objective;
+mod optimizer;
+
+pub use adapter::{AdaptError, Adapter, source_state};
+pub use classifier::Classifier;
+pub use config::{AdaptConfig, AdaptRangeError, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, TrainablePart};
+pub use judge::{Judge, Verdict};
+pub use optimizer::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport, accumulate, collect};

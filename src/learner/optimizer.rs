@@ -1,0 +1,216 @@
+//! SGD with momentum and AdamW, whose state is kept by name and can be saved: candle's cannot.
+//!
+//! Invariants: a trainable parameter without a gradient is an error, never a step that silently does nothing; a step
+//! whose gradient is not finite changes nothing; parameters are visited in the order of their names.
+
+use candle_core::{Tensor, Var, backprop::GradStore};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Rule of the update. Constants have the names of their papers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum OptimizerConfig {
+    /// v = momentum v + g; theta -= lr v (PyTorch's form, no dampening).
+    Sgd { momentum: f32 },
+    /// arXiv 1711.05101; decoupled weight decay.
+    AdamW { beta1: f32, beta2: f32, adam_eps: f32, weight_decay: f32 },
+}
+
+impl OptimizerConfig {
+    /// AdamW with the constants of its paper and no decay.
+    pub const ADAM_W: Self = Self::AdamW { beta1: 0.9, beta2: 0.999, adam_eps: 1e-8, weight_decay: 0.0 };
+}
+
+/// All that the next step depends on, next to the parameters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OptimizerState {
+    /// Steps taken.
+    pub steps: u64,
+    /// Momentum of SGD, or first moments of AdamW, by parameter.
+    pub first_moments: BTreeMap<String, Vec<f32>>,
+    /// Second moments of AdamW, by parameter; empty for SGD.
+    pub second_moments: BTreeMap<String, Vec<f32>>,
+}
+
+/// Gradients by parameter, in the parameters' own layout.
+pub type Gradients = BTreeMap<String, Vec<f32>>;
+
+/// The gradient of each variable.
+///
+/// # Errors
+/// `NoGradient` where the graph between a variable and the loss is cut.
+pub fn collect(variables: &BTreeMap<String, Var>, store: &GradStore) -> Result<Gradients, StepError> {
+    let mut gradients = Gradients::new();
+    for (name, variable) in variables {
+        let gradient = store.get(variable).ok_or_else(|| StepError::NoGradient { name: name.clone() })?;
+        gradients.insert(name.clone(), gradient.flatten_all()?.to_vec1::<f32>()?);
+    }
+    Ok(gradients)
+}
+
+/// Adds `term` to `total`, which may still be empty.
+pub fn accumulate(total: &mut Gradients, term: Gradients) {
+    for (name, term) in term {
+        match total.get_mut(&name) {
+            Some(sum) => sum.iter_mut().zip(&term).for_each(|(sum, &term)| *sum += term),
+            None => {
+                total.insert(name, term);
+            }
+        }
+    }
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Euclidean norm of all gradients, before clipping.
+    pub gradient_norm: f64,
+}
+
+/// A step that could not be taken; no parameter has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error("parameter {name:?} got no gradient: the graph between it and the loss is cut")]
+    NoGradient { name: String },
+    #[error("gradient norm is {norm}, not finite")]
+    NotFinite { norm: f64 },
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// An optimizer over named variables.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    config: OptimizerConfig,
+    state: OptimizerState,
+}
+
+impl Optimizer {
+    pub fn new(config: OptimizerConfig) -> Self {
+        Self { config, state: OptimizerState::default() }
+    }
+
+    pub fn state(&self) -> &OptimizerState {
+        &self.state
+    }
+
+    pub fn restore(&mut self, state: OptimizerState) {
+        self.state = state;
+    }
+
+    /// One step along `gradients`, which [`collect`] made of the same variables; are scaled down to `norm_max` together if their norm is larger.
+    ///
+    /// # Errors
+    /// `NoGradient` and `NotFinite`, with nothing changed.
+    pub fn step(
+        &mut self,
+        variables: &BTreeMap<String, Var>,
+        gradients: &Gradients,
+        learning_rate: f32,
+        norm_max: f32,
+    ) -> Result<StepReport, StepError> {
+        let gradient_norm = gradients.values().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
+        if !gradient_norm.is_finite() {
+            return Err(StepError::NotFinite { norm: gradient_norm });
+        }
+        let clip = (f64::from(norm_max) / gradient_norm.max(f64::MIN_POSITIVE)).min(1.0) as f32;
+        self.state.steps += 1;
+        for (name, variable) in variables {
+            let mut theta = variable.flatten_all()?.to_vec1::<f32>()?;
+            let gradient = gradients.get(name).ok_or_else(|| StepError::NoGradient { name: name.clone() })?;
+            self.update(name, &mut theta, gradient, learning_rate, clip);
+            variable.set(&Tensor::from_vec(theta, variable.shape(), variable.device())?)?;
+        }
+        Ok(StepReport { gradient_norm })
+    }
+
+    fn update(&mut self, name: &str, theta: &mut [f32], gradient: &[f32], learning_rate: f32, clip: f32) {
+        let zeros = || vec![0f32; theta.len()];
+        let first = self.state.first_moments.entry(name.to_owned()).or_insert_with(zeros);
+        match self.config {
+            OptimizerConfig::Sgd { momentum } => {
+                for ((theta, m), &g) in theta.iter_mut().zip(first).zip(gradient) {
+                    *m = momentum.mul_add(*m, g * clip);
+                    *theta -= learning_rate * *m;
+                }
+            }
+            OptimizerConfig::AdamW { beta1, beta2, adam_eps, weight_decay } => {
+                let second = self.state.second_moments.entry(name.to_owned()).or_insert_with(|| vec![0f32; first.len()]);
+                let steps = self.state.steps as f64;
+                let correction1 = (1.0 - f64::from(beta1).powf(steps)) as f32;
+                let correction2 = (1.0 - f64::from(beta2).powf(steps)) as f32;
+                for (((theta, m), v), &g) in theta.iter_mut().zip(first).zip(second).zip(gradient) {
+                    let g = g * clip;
+                    *m = beta1.mul_add(*m, (1.0 - beta1) * g);
+                    *v = beta2.mul_add(*v, (1.0 - beta2) * g * g);
+                    let step = (*m / correction1) / ((*v / correction2).sqrt() + adam_eps);
+                    *theta -= learning_rate * weight_decay.mul_add(*theta, step);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn quadratic(start: f32) -> BTreeMap<String, Var> {
+        let var = Var::from_vec(vec![start], 1, &Device::Cpu).expect("a vector fits its shape");
+        BTreeMap::from([("x".to_owned(), var)])
+    }
+
+    fn value(variables: &BTreeMap<String, Var>) -> f32 {
+        variables["x"].to_vec1::<f32>().expect("a vector")[0]
+    }
+
+    fn take_steps(config: OptimizerConfig, count: usize, learning_rate: f32) -> (f32, OptimizerState) {
+        let variables = quadratic(1.0);
+        let mut optimizer = Optimizer::new(config);
+        for _ in 0..count {
+            let gradients = variables["x"].sqr().and_then(|y| y.sum_all()).and_then(|loss| loss.backward()).expect("a loss");
+            let gradients = collect(&variables, &gradients).expect("a gradient");
+            optimizer.step(&variables, &gradients, learning_rate, f32::INFINITY).expect("a finite gradient");
+        }
+        (value(&variables), optimizer.state().clone())
+    }
+
+    #[test]
+    fn sgd_with_momentum_takes_the_steps_of_its_definition() {
+        // g = 2x: x1 = 1 - 0.1 * 2 = 0.8; v = 0.9 * 2 + 1.6 = 3.4; x2 = 0.8 - 0.34 = 0.46.
+        let (x, state) = take_steps(OptimizerConfig::Sgd { momentum: 0.9 }, 2, 0.1);
+        assert!((x - 0.46).abs() < 1e-6, "{x}");
+        assert_eq!(state.steps, 2);
+    }
+
+    #[test]
+    fn adamw_takes_the_steps_of_its_definition() {
+        // The first step of Adam is the learning rate, whatever the gradient; decay is decoupled.
+        let config = OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.999, adam_eps: 1e-8, weight_decay: 0.5 };
+        let (x, _) = take_steps(config, 1, 0.01);
+        assert!((x - (1.0 - 0.01 * (1.0 + 0.5))).abs() < 1e-6, "{x}");
+    }
+
+    #[test]
+    fn a_cut_graph_is_an_error_and_not_a_step_that_does_nothing() {
+        let variables = quadratic(1.0);
+        let other = quadratic(2.0);
+        let gradients = other["x"].sqr().and_then(|y| y.sum_all()).and_then(|loss| loss.backward()).expect("a loss");
+        let refused = collect(&variables, &gradients);
+        assert!(matches!(refused, Err(StepError::NoGradient { name }) if name == "x"));
+        assert_eq!(value(&variables), 1.0);
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        let variables = quadratic(f32::MAX);
+        let gradients = variables["x"].sqr().and_then(|y| y.sqr()).and_then(|loss| loss.backward()).expect("a loss");
+        let mut optimizer = Optimizer::new(OptimizerConfig::ADAM_W);
+        let gradients = collect(&variables, &gradients).expect("a gradient");
+        let refused = optimizer.step(&variables, &gradients, 0.1, 1.0);
+        assert!(matches!(refused, Err(StepError::NotFinite { .. })));
+        assert_eq!((value(&variables), optimizer.state().steps), (f32::MAX, 0));
+    }
+}

@@ -1,0 +1,21 @@
+//! `undrift` keeps one image classifier right while the world in front of the cameras changes.
+pub mod bundle;
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod decode;
+pub mod diffusion;
+pub mod frame;
+pub mod kernels;
+pub mod lab;
+pub mod learner;
+pub mod model;
+pub mod monitor;
+pub mod noise;
+pub mod observation;
+pub mod pipeline;
+pub mod policy;
+pub mod prediction;
+pub mod shell;
+pub mod state;
+pub mod wire;

@@ -1,0 +1,14 @@
+//! The two models, built of the same blocks: the classifier ([`Vit`]) and the diffusion model ([`Dit`]).
+//!
+//! Both cut an image into tokens, add positions and run blocks of attention and MLP whose norms are modulated: by the
+//! timestep (and class) in the DiT, by learned constants in the ViT.
+
+mod blocks;
+mod dit;
+pub mod parameters;
+mod vit;
+
+pub use blocks::{ImageShape, ShapeError, TrunkConfig};
+pub use dit::{ClassConditioning, Dit, DitConfig};
+pub use parameters::{ParameterError, Parameters, Tensors};
+pub use vit::{Vit, VitConfig};

@@ -1,0 +1,555 @@
+//! Events in, effects out: the whole order of work, synchronous and replayable.
+//!
+//! Frames are grouped by their applied index into windows of W. A frame of window w is answered by the weights that came
+//! out of window w - lag, whatever the clock says: [`Pipeline::is_ready`] tells the shell to wait if those are not there
+//! yet. The window is then closed by a decision (adapt, or skip with a reason), and the adapter works on it while the
+//! next is answered.
+//! Invariants: weights change only between windows; at the border of a window the state is whole and needs no frame, so
+//! that is where checkpoints are taken. Absent on purpose: time, threads, files, randomness.
+
+use crate::bundle::Bundle;
+use crate::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
+use crate::learner::objective::{argmax, entropy, softmax};
+use crate::learner::{AdaptConfig, AnswerTime, Classifier, source_state};
+use crate::model::{ParameterError, Tensors, VitConfig};
+use crate::monitor::{self, Monitor};
+use crate::noise::{NoiseKey, NoiseSecret};
+use crate::observation::{DriftState, Observation, SkipReason, WindowReport};
+use crate::prediction::{PREDICTION_VERSION, Prediction, RankedClass, StageLatency};
+use crate::state::{Control, DurableState, LearnerState, MonitorState, Served};
+use std::collections::VecDeque;
+
+/// What the shell tells the pipeline.
+pub enum Event {
+    /// The next frame, in order. `is_overloaded`: too many frames wait behind it, so that its window may not be learned from.
+    Frame { frame: Box<Frame>, is_overloaded: bool },
+    /// The adapter has finished a window.
+    Adapted(Box<Adapted>),
+    /// Truth that came later; for metrics only.
+    Label { frame_id: String, label: ClassIndex },
+    /// An operator switched adaptation. Off holds the weights that answer now.
+    Switch { enabled: bool },
+    /// An operator asked for the source weights.
+    Reset,
+    /// An operator asked for an earlier state's weights.
+    RollBack(Box<DurableState>),
+}
+
+/// What the pipeline wants done, in this order.
+pub enum Effect {
+    Answer(Box<Prediction>),
+    /// Hand to the adapter, whose answer comes back as [`Event::Adapted`].
+    Adapt(Job),
+    /// Write a checkpoint of this state.
+    Persist(Box<DurableState>),
+    Observe(Observation),
+}
+
+/// Frames to learn from, or a state to go on from.
+pub enum Job {
+    Window { epoch: u64, index: u64, frames: Vec<WindowFrame> },
+    Restore(Box<LearnerState>),
+}
+
+/// What the adapter needs of a frame.
+#[derive(Clone, Debug)]
+pub struct WindowFrame {
+    /// Key of the noise that the judge adds.
+    pub key: NoiseKey,
+    /// (C, H, W), -1..=1.
+    pub planes: Vec<f32>,
+    /// Of the source classifier (K).
+    pub source_logits: Vec<f64>,
+}
+
+/// What came of a window.
+pub struct Adapted {
+    pub epoch: u64,
+    pub index: u64,
+    /// A deep copy: shares no memory with the adapter.
+    pub learner: LearnerState,
+    pub outcome: Outcome,
+}
+
+/// Whether the weights moved.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Learned(WindowReport),
+    Skipped(SkipReason, Option<WindowReport>),
+}
+
+/// Where the pipeline starts.
+pub enum Start {
+    /// With the source weights, on the stream `incarnation`.
+    Source { incarnation: String },
+    /// Where a checkpoint was taken.
+    Resume(Box<DurableState>),
+}
+
+/// The numbers behind `status` and the page.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Status {
+    /// "on" or "off"
+    pub adapt: &'static str,
+    /// Version of the weights that answer.
+    pub weights_version: u64,
+    /// Last applied sequence.
+    pub sequence: u64,
+    pub frames: u64,
+    /// Prequential, over the last labelled frames; null without labels.
+    pub source_accuracy: Option<f64>,
+    pub adapted_accuracy: Option<f64>,
+    /// Without labels; null before the first window was judged.
+    pub estimated_accuracy: Option<f64>,
+    pub drift: DriftState,
+    pub drift_score: f64,
+    /// How far the diffusion model is believed, 0..=1.
+    pub reliability: Option<f64>,
+    pub weights_distance: Option<f64>,
+    pub windows_adapted: u64,
+    pub windows_skipped: u64,
+}
+
+/// A state or a bundle that cannot be worked with; fatal.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    #[error("weights do not fit the bundle's classifier: {0}")]
+    Parameters(#[from] ParameterError),
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// The state at the end of a window, still without what the adapter had in hand then.
+struct Border {
+    /// The last window that it waits for.
+    awaits: u64,
+    state: DurableState,
+}
+
+/// Counts since the process started.
+#[derive(Default)]
+struct Tally {
+    windows_adapted: u64,
+    windows_skipped: u64,
+    last_report: Option<WindowReport>,
+}
+
+/// The daemon's core. One thread owns it.
+pub struct Pipeline {
+    config: AdaptConfig,
+    classifier_config: VitConfig,
+    labels: Vec<String>,
+    top_k: usize,
+    checkpoint_windows: u64,
+    secret: NoiseSecret,
+    source_weights: Tensors,
+    source: Classifier,
+    serving: Classifier,
+    /// State at the newest border whose windows are all finished; what a checkpoint holds.
+    whole: DurableState,
+    /// Borders that still wait for the adapter, oldest first; at most `lag` of them.
+    borders: VecDeque<Border>,
+    /// State after the last frame, without what the adapter is working on.
+    current: DurableState,
+    /// Frames of the window that is open.
+    window: Vec<(Frame, WindowFrame)>,
+    /// Windows that the adapter has not finished, oldest first.
+    awaited: VecDeque<u64>,
+    /// Frames that `answer = "after"` holds until their window is adapted.
+    held: Vec<(Frame, WindowFrame)>,
+    /// Counts resets and roll-backs, so that windows handed out before are told apart.
+    epoch: u64,
+    monitor: Monitor,
+    tally: Tally,
+}
+
+impl Pipeline {
+    /// `checkpoint_windows`: windows between two checkpoints.
+    ///
+    /// # Errors
+    /// `Parameters` where the bundle's or the state's weights are not those of the configured classifier.
+    pub fn new(
+        bundle: &Bundle,
+        config: &AdaptConfig,
+        output: OutputShape,
+        secret: NoiseSecret,
+        start: Start,
+    ) -> Result<Self, PipelineError> {
+        let state = match start {
+            Start::Source { incarnation } => first_state(bundle, config, incarnation),
+            Start::Resume(state) => *state,
+        };
+        let classifier = |weights: &Tensors| Classifier::frozen(&bundle.classifier_config, weights.clone());
+        Ok(Self {
+            config: config.clone(),
+            classifier_config: bundle.classifier_config,
+            labels: bundle.labels.clone(),
+            top_k: output.top_k,
+            checkpoint_windows: output.checkpoint_windows,
+            secret,
+            source_weights: bundle.classifier.clone(),
+            source: classifier(&bundle.classifier)?,
+            serving: classifier(&state.serving.weights)?,
+            monitor: Monitor::new(bundle.statistics, bundle.labels.len(), state.monitor.clone()),
+            whole: state.clone(),
+            current: state,
+            borders: VecDeque::new(),
+            window: Vec::new(),
+            awaited: VecDeque::new(),
+            held: Vec::new(),
+            epoch: 0,
+            tally: Tally::default(),
+        })
+    }
+
+    /// False while the next frame needs a window that the adapter has not finished.
+    pub fn is_ready(&self) -> bool {
+        let is_border = self.window.is_empty();
+        let next = self.window_index();
+        match self.config.answer {
+            AnswerTime::After => self.awaited.is_empty(),
+            AnswerTime::Before => !is_border || !self.awaited.iter().any(|&index| index + self.lag() <= next),
+        }
+    }
+
+    /// Applies one event.
+    ///
+    /// # Errors
+    /// Only what is fatal.
+    ///
+    /// # Panics
+    /// When a frame comes while [`Self::is_ready`] is false, or out of order: bugs of the shell.
+    pub fn apply(&mut self, event: Event) -> Result<Vec<Effect>, PipelineError> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Frame { frame, is_overloaded } => self.frame(*frame, is_overloaded, &mut effects)?,
+            Event::Adapted(adapted) => self.adapted(*adapted, &mut effects)?,
+            Event::Label { frame_id, label } => observe(self.monitor.labelled(&frame_id, label), &mut effects),
+            Event::Switch { enabled } => self.switch(enabled, &mut effects),
+            Event::Reset => {
+                let learner = source_state(&self.source_weights, self.next_version());
+                self.replace(learner, &mut effects)?;
+                effects.push(Effect::Observe(Observation::WeightsReset));
+            }
+            Event::RollBack(state) => {
+                let version = self.next_version();
+                self.replace(LearnerState { version, ..state.learner }, &mut effects)?;
+                effects.push(Effect::Observe(Observation::RolledBack { version }));
+            }
+        }
+        Ok(effects)
+    }
+
+    /// The state to write when an operator asks: whole, at the last finished border, with the operators' last word.
+    pub fn state(&self) -> DurableState {
+        DurableState { control: self.current.control, ..self.whole.clone() }
+    }
+
+    pub fn status(&self) -> Status {
+        let accuracy = self.monitor.accuracy();
+        let (drift, drift_score) = self.monitor.drift();
+        let report = self.tally.last_report;
+        Status {
+            adapt: if self.current.control.adapt_enabled { "on" } else { "off" },
+            weights_version: self.current.serving.version.0,
+            sequence: self.current.sequence.0,
+            frames: self.current.frames,
+            source_accuracy: accuracy.map(|(_, source)| source),
+            adapted_accuracy: accuracy.map(|(adapted, _)| adapted),
+            estimated_accuracy: report.map(|report| report.estimated_accuracy),
+            drift,
+            drift_score,
+            reliability: report.map(|report| report.reliability),
+            weights_distance: report.map(|report| report.weights_distance),
+            windows_adapted: self.tally.windows_adapted,
+            windows_skipped: self.tally.windows_skipped,
+        }
+    }
+
+    fn frame(&mut self, frame: Frame, is_overloaded: bool, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        assert!(self.is_ready(), "frame {} before its weights", frame.sequence.0);
+        assert!(frame.sequence > self.current.sequence, "frame {} after {}", frame.sequence.0, self.current.sequence.0);
+        if self.window.is_empty() && self.config.answer == AnswerTime::Before {
+            self.serve_what_is_due(self.window_index(), effects)?;
+        }
+        let studied = self.study(&frame)?;
+        self.current.sequence = frame.sequence;
+        self.current.frames += 1;
+        self.current.input_chain = chain(&self.current.input_chain, &frame);
+        if self.config.answer == AnswerTime::Before {
+            self.answer(&frame, &studied, effects)?;
+        }
+        self.window.push((frame, studied));
+        if self.window.len() == self.config.window {
+            self.close_window(is_overloaded, effects)?;
+        }
+        Ok(())
+    }
+
+    /// What the adapter will need of the frame; the source model looks at it once, for both lanes.
+    fn study(&self, frame: &Frame) -> Result<WindowFrame, PipelineError> {
+        let mut planes = vec![0f32; frame.image.pixels().len()];
+        frame.image.write_planes(&mut planes);
+        let key = self.secret.frame_key(&self.current.incarnation, frame.sequence, &frame.payload_hash);
+        let source_logits = self.source.logits(&planes)?.remove(0);
+        Ok(WindowFrame { key, planes, source_logits })
+    }
+
+    fn answer(&mut self, frame: &Frame, studied: &WindowFrame, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        let probabilities = match self.is_source_serving() {
+            true => softmax(&studied.source_logits),
+            false => softmax(&self.serving.logits(&studied.planes)?.remove(0)),
+        };
+        let prediction = self.prediction(frame, studied, &probabilities);
+        let answered = monitor::Answered {
+            frame_id: &frame.frame_id,
+            label: prediction.label,
+            source_label: prediction.source_label,
+            source_entropy: entropy(&softmax(&studied.source_logits)),
+            truth: frame.label,
+        };
+        let seen = self.monitor.answered(&answered);
+        effects.push(Effect::Observe(Observation::Answered {
+            camera: frame.camera.clone(),
+            label: prediction.label,
+            source_label: prediction.source_label,
+            confidence: prediction.confidence,
+            entropy: prediction.entropy,
+            truth: frame.label,
+            domain: frame.domain.clone(),
+        }));
+        effects.push(Effect::Answer(Box::new(prediction)));
+        observe(seen, effects);
+        Ok(())
+    }
+
+    fn prediction(&self, frame: &Frame, studied: &WindowFrame, probabilities: &[f64]) -> Prediction {
+        let mut ranked: Vec<usize> = (0..probabilities.len()).collect();
+        ranked.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
+        let class = |k: usize| ClassIndex(u32::try_from(k).expect("classes are counted by u32"));
+        let top_k = ranked.iter().take(self.top_k).map(|&k| RankedClass {
+            label: class(k),
+            label_name: self.labels[k].clone(),
+            probability: probabilities[k] as f32,
+        });
+        Prediction {
+            v: PREDICTION_VERSION,
+            frame_id: frame.frame_id.clone(),
+            camera: frame.camera.clone(),
+            sequence: frame.sequence,
+            capture_time_ns: frame.capture_time_ns,
+            broker_time_ns: frame.broker_time_ns,
+            label: class(ranked[0]),
+            label_name: self.labels[ranked[0]].clone(),
+            confidence: probabilities[ranked[0]] as f32,
+            top_k: top_k.collect(),
+            entropy: entropy(probabilities) as f32,
+            weights_version: self.current.serving.version,
+            source_label: class(argmax(&studied.source_logits)),
+            adapted: !self.is_source_serving(),
+            latency: StageLatency::default(),
+        }
+    }
+
+    /// The decision on a full window, and the border behind it.
+    fn close_window(&mut self, is_overloaded: bool, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        let index = self.window_index() - 1;
+        let window = std::mem::take(&mut self.window);
+        self.current.monitor = self.monitor.state().clone();
+        let skip = match (self.current.control.adapt_enabled, is_overloaded) {
+            (false, _) => Some(SkipReason::Disabled),
+            (true, true) => Some(SkipReason::Overload),
+            (true, false) => None,
+        };
+        match skip {
+            None => {
+                self.awaited.push_back(index);
+                let frames = window.iter().map(|(_, studied)| studied.clone()).collect();
+                if self.config.answer == AnswerTime::After {
+                    self.held = window;
+                }
+                effects.push(Effect::Adapt(Job::Window { epoch: self.epoch, index, frames }));
+            }
+            Some(reason) => {
+                self.tally.windows_skipped += 1;
+                effects.push(Effect::Observe(Observation::WindowSkipped { reason, report: None }));
+                if self.config.answer == AnswerTime::After {
+                    self.held = window;
+                    self.answer_held(effects)?;
+                }
+            }
+        }
+        match self.awaited.back() {
+            Some(&awaits) => self.borders.push_back(Border { awaits, state: self.current.clone() }),
+            None => self.complete(self.current.clone(), effects),
+        }
+        Ok(())
+    }
+
+    fn adapted(&mut self, adapted: Adapted, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        if adapted.epoch != self.epoch {
+            return Ok(());
+        }
+        assert_eq!(self.awaited.pop_front(), Some(adapted.index), "the adapter finishes windows in their order");
+        self.take_note(&adapted.outcome, adapted.learner.version, effects);
+        receive(&mut self.current, &adapted);
+        self.borders.iter_mut().for_each(|border| receive(&mut border.state, &adapted));
+        if self.config.answer == AnswerTime::After {
+            self.serve_what_is_due(u64::MAX, effects)?;
+            self.answer_held(effects)?;
+        }
+        while let Some(border) = self.borders.pop_front_if(|border| border.awaits <= adapted.index) {
+            self.complete(border.state, effects);
+        }
+        Ok(())
+    }
+
+    fn take_note(&mut self, outcome: &Outcome, version: WeightsVersion, effects: &mut Vec<Effect>) {
+        let observation = match outcome {
+            Outcome::Learned(report) => {
+                self.tally.windows_adapted += 1;
+                self.tally.last_report = Some(*report);
+                Observation::WindowAdapted { version, report: *report }
+            }
+            Outcome::Skipped(reason, report) => {
+                self.tally.windows_skipped += 1;
+                self.tally.last_report = report.or(self.tally.last_report);
+                Observation::WindowSkipped { reason: *reason, report: *report }
+            }
+        };
+        effects.push(Effect::Observe(observation));
+    }
+
+    /// A border that waits for nothing more: remembers its state, and has it written when it is time.
+    fn complete(&mut self, state: DurableState, effects: &mut Vec<Effect>) {
+        let checkpoint = |state: &DurableState| state.frames / self.window_length() / self.checkpoint_windows;
+        let is_due = checkpoint(&state) > checkpoint(&self.whole);
+        // An operator's word counts from when it was said, also for frames that are not yet in a checkpoint.
+        self.whole = DurableState { control: self.current.control, ..state };
+        if is_due {
+            effects.push(Effect::Persist(Box::new(self.whole.clone())));
+        }
+    }
+
+    /// Lets the newest weights serve that came out of window `next` - lag or before. Nothing while adaptation is off.
+    fn serve_what_is_due(&mut self, next: u64, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        if !self.current.control.adapt_enabled {
+            return Ok(());
+        }
+        let lag = self.lag();
+        let due = self.current.pending.iter().take_while(|served| served.window.is_none_or(|window| window + lag <= next)).count();
+        let newest = self.current.pending.drain(..due).next_back();
+        match newest {
+            Some(served) => self.serve(served, effects),
+            None => Ok(()),
+        }
+    }
+
+    fn serve(&mut self, served: Served, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        self.serving = Classifier::frozen(&self.classifier_config, served.weights.clone())?;
+        effects.push(Effect::Observe(Observation::Serving { version: served.version }));
+        self.current.serving = served;
+        Ok(())
+    }
+
+    fn answer_held(&mut self, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        for (frame, studied) in std::mem::take(&mut self.held) {
+            self.answer(&frame, &studied, effects)?;
+        }
+        Ok(())
+    }
+
+    fn switch(&mut self, enabled: bool, effects: &mut Vec<Effect>) {
+        self.current.control = Control { adapt_enabled: enabled, generation: self.current.control.generation + 1 };
+        effects.push(Effect::Observe(Observation::AdaptationSwitched { enabled }));
+    }
+
+    /// Other weights, from the next frame on; what the adapter has in hand is void.
+    fn replace(&mut self, learner: LearnerState, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        self.epoch += 1;
+        self.awaited.clear();
+        self.borders.clear();
+        self.current.control.generation += 1;
+        self.current.pending.clear();
+        self.serve(Served { version: learner.version, window: None, weights: learner.weights.clone() }, effects)?;
+        self.current.learner = learner.clone();
+        self.answer_held(effects)?;
+        self.whole = DurableState {
+            control: self.current.control,
+            serving: self.current.serving.clone(),
+            pending: Vec::new(),
+            learner: learner.clone(),
+            ..self.whole.clone()
+        };
+        effects.push(Effect::Adapt(Job::Restore(Box::new(learner))));
+        Ok(())
+    }
+
+    fn window_length(&self) -> u64 {
+        u64::try_from(self.config.window).expect("at most 1024")
+    }
+
+    fn lag(&self) -> u64 {
+        u64::try_from(self.config.lag).expect("at most 8")
+    }
+
+    /// Index of the window that the next frame belongs to.
+    fn window_index(&self) -> u64 {
+        self.current.frames / self.window_length()
+    }
+
+    fn is_source_serving(&self) -> bool {
+        self.current.serving.version == WeightsVersion(0)
+    }
+
+    fn next_version(&self) -> WeightsVersion {
+        WeightsVersion(self.current.serving.version.max(self.current.learner.version).0 + 1)
+    }
+}
+
+/// What the configuration says of answers and checkpoints.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputShape {
+    /// Classes that a prediction names.
+    pub top_k: usize,
+    /// Windows between two checkpoints, at least 1.
+    pub checkpoint_windows: u64,
+}
+
+/// The state before the first frame: the source weights serve.
+pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String) -> DurableState {
+    let version = WeightsVersion(0);
+    DurableState {
+        incarnation,
+        sequence: FrameSeq(0),
+        frames: 0,
+        input_chain: [0; 32],
+        control: Control { adapt_enabled: config.enabled, generation: 0 },
+        serving: Served { version, window: None, weights: bundle.classifier.clone() },
+        pending: Vec::new(),
+        learner: source_state(&bundle.classifier, version),
+        monitor: MonitorState::default(),
+    }
+}
+
+/// Takes what came of a window into a state: the learner goes on from there, and moved weights wait to serve.
+fn receive(state: &mut DurableState, adapted: &Adapted) {
+    let (learner, window) = (&adapted.learner, Some(adapted.index));
+    if learner.version > state.learner.version {
+        state.pending.push(Served { version: learner.version, window, weights: learner.weights.clone() });
+    }
+    state.learner = learner.clone();
+}
+
+/// H = BLAKE3(H, sequence, payload hash).
+fn chain(previous: &[u8; 32], frame: &Frame) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(previous);
+    hasher.update(&frame.sequence.0.to_le_bytes());
+    hasher.update(&frame.payload_hash);
+    *hasher.finalize().as_bytes()
+}
+
+fn observe(observations: Vec<Observation>, effects: &mut Vec<Effect>) {
+    effects.extend(observations.into_iter().map(Effect::Observe));
+}

@@ -1,0 +1,98 @@
+//! What is learned from a window, and how much: judged without labels, from what both models say of it.
+//!
+//! The diffusion model may be worse than the classifier that it teaches, so it is listened to only where it knows better
+//! than the source classifier. Two label-free estimates decide that. Were the errors of two judges independent, and never
+//! the same, then P(they agree) would be the product of their accuracies. So the accuracy of a draw is estimated by
+//! the root of the agreement among draws, and that of the source classifier by its agreement with the draws over that
+//! root. Errors of draws are not independent: the judge's estimate is scaled to the accuracy that it has on clean images.
+//!
+//! Pure: evidence and memory in, ruling and new memory out.
+//! Invariant: the ruling depends on the evidence, the configuration and [`PolicyState`] alone, so a replay takes the same
+//! one.
+
+use crate::bundle::Statistics;
+use crate::learner::objective::{argmax, posterior};
+use crate::learner::{AdaptConfig, Verdict};
+use crate::state::PolicyState;
+
+/// What is known of a window; rows are frames.
+pub struct Evidence<'a> {
+    /// Of the classifier that learns.
+    pub logits: &'a [Vec<f64>],
+    /// Of the source classifier.
+    pub source_logits: &'a [Vec<f64>],
+    pub verdicts: &'a [Verdict],
+    /// Turns an error per element into minus a log-likelihood.
+    pub likelihood_scale: f64,
+}
+
+/// What a frame teaches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lesson {
+    /// The posterior over classes (K).
+    pub target: Vec<f64>,
+    /// 0..=1
+    pub weight: f64,
+}
+
+/// What to do with a window.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    Learn(Vec<Lesson>),
+    /// The judge does not know better than the source: back towards the source.
+    Abstain,
+    /// The source agrees better with the judge than the classifier that has learned: what was learned does not fit here.
+    Retreat,
+}
+
+/// The decision, and what it rests on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ruling {
+    pub decision: Decision,
+    /// Share of frames whose draws name different classes, in this window.
+    pub draw_disagreement: f64,
+    /// How far the judge is believed: its estimated accuracy, as a running average, 0..=1.
+    pub reliability: f64,
+    /// Estimated accuracy of the classifier that learns, as a running average, 0..=1.
+    pub estimated_accuracy: f64,
+}
+
+/// Rules on a window, and moves the averages in `state`.
+pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, state: &mut PolicyState) -> Ruling {
+    let count = evidence.verdicts.len() as f64;
+    let mean = |of_frame: &dyn Fn(usize) -> f64| (0..evidence.verdicts.len()).map(of_frame).sum::<f64>() / count;
+    let agreement = |logits: &[Vec<f64>]| mean(&|n| evidence.verdicts[n].share_naming(argmax(&logits[n])));
+    let draws = update(state, "draw_agreement", mean(&|n| evidence.verdicts[n].draw_agreement()), config);
+    let source = update(state, "source_agreement", agreement(evidence.source_logits), config);
+    let adapted = update(state, "adapted_agreement", agreement(evidence.logits), config);
+    let judge_accuracy = statistics.judge_accuracy * (draws / statistics.draw_agreement).sqrt();
+    let accuracy_of = |agreement: f64| (agreement / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
+    let decision = if adapted < source - config.gate.tolerance {
+        Decision::Retreat
+    } else if judge_accuracy < accuracy_of(source) + config.gate.margin {
+        Decision::Abstain
+    } else {
+        Decision::Learn((0..evidence.verdicts.len()).map(|n| lesson(evidence, config, n)).collect())
+    };
+    Ruling {
+        decision,
+        draw_disagreement: mean(&|n| if evidence.verdicts[n].is_unanimous() { 0.0 } else { 1.0 }),
+        reliability: judge_accuracy.min(1.0),
+        estimated_accuracy: accuracy_of(adapted),
+    }
+}
+
+fn lesson(evidence: &Evidence, config: &AdaptConfig, n: usize) -> Lesson {
+    let verdict = &evidence.verdicts[n];
+    let scale = config.judge_weight * evidence.likelihood_scale;
+    let target = posterior(&evidence.logits[n], &verdict.terms.errors(), config.prior_weight, scale);
+    let is_confident = target[argmax(&target)] >= config.gate.confidence_min;
+    Lesson { target, weight: if is_confident { 1.0 } else { 0.0 } }
+}
+
+/// Moves the average `name` towards `value`; the first value starts it.
+fn update(state: &mut PolicyState, name: &str, value: f64, config: &AdaptConfig) -> f64 {
+    let average = state.averages.entry(name.to_owned()).or_insert(value);
+    *average += (value - *average) / config.gate.memory_windows;
+    *average
+}

@@ -1,0 +1,75 @@
+//! Reads a bundle's files: each is checked against its hash before a byte of it is believed.
+
+use crate::bundle::{Bundle, Statistics};
+use crate::config::BundleConfig;
+use crate::model::{Dit, ParameterError, Vit, parameters};
+use std::path::{Path, PathBuf};
+
+/// Seed of the parameters that shapes are compared with; their values are not used.
+const SHAPE_SEED: u64 = 0;
+
+/// A bundle that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleReadError {
+    #[error("failed to read {path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("BLAKE3 of {path} is {got}, {hashes} says {expected:?}: the file is damaged or of another bundle")]
+    Hash { path: PathBuf, hashes: PathBuf, expected: Option<String>, got: String },
+    #[error("weights in {path}: {source}")]
+    Weights { path: PathBuf, source: ParameterError },
+    #[error("{path}: {source}")]
+    Statistics { path: PathBuf, source: serde_json::Error },
+    #[error("{path} is not text, or names no class")]
+    Labels { path: PathBuf },
+}
+
+/// Reads and checks all files of a bundle.
+///
+/// # Errors
+/// The first file that is missing, damaged or does not fit the configured models.
+pub fn read_bundle(config: &BundleConfig) -> Result<Bundle, BundleReadError> {
+    let files = &config.files;
+    let hashes = read(&files.hashes)?;
+    let hashes = String::from_utf8_lossy(&hashes);
+    let read = |path: &Path| read_checked(path, &files.hashes, &hashes);
+    let labels = labels(&files.labels, read(&files.labels)?)?;
+    let (classifier_config, diffusion_config) = (config.classifier_config(labels.len()), config.diffusion_config(labels.len()));
+    let tensors = |path: &Path, expected: Result<parameters::Tensors, ParameterError>| {
+        let weights = |source| BundleReadError::Weights { path: path.to_owned(), source };
+        let tensors = parameters::read(&read(path)?).map_err(weights)?;
+        parameters::check(&tensors, &expected.map_err(weights)?).map_err(weights)?;
+        Ok(tensors)
+    };
+    let statistics = serde_json::from_slice::<Statistics>(&read(&files.statistics)?);
+    Ok(Bundle {
+        classifier: tensors(&files.classifier, Vit::initialize(&classifier_config, SHAPE_SEED))?,
+        diffusion: tensors(&files.diffusion, Dit::initialize(&diffusion_config, SHAPE_SEED))?,
+        classifier_config,
+        diffusion_config,
+        labels,
+        statistics: statistics.map_err(|source| BundleReadError::Statistics { path: files.statistics.clone(), source })?,
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, BundleReadError> {
+    std::fs::read(path).map_err(|source| BundleReadError::Io { path: path.to_owned(), source })
+}
+
+/// `hashes` has lines as `b3sum` writes them: hash, white space, name.
+fn read_checked(path: &Path, hashes_path: &Path, hashes: &str) -> Result<Vec<u8>, BundleReadError> {
+    let bytes = read(path)?;
+    let got = blake3::hash(&bytes).to_hex().to_string();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let line = hashes.lines().filter_map(|line| line.split_once(char::is_whitespace)).find(|(_, of)| of.trim() == name);
+    let expected = line.map(|(hash, _)| hash.to_owned());
+    if expected.as_deref() != Some(got.as_str()) {
+        return Err(BundleReadError::Hash { path: path.to_owned(), hashes: hashes_path.to_owned(), expected, got });
+    }
+    Ok(bytes)
+}
+
+fn labels(path: &Path, bytes: Vec<u8>) -> Result<Vec<String>, BundleReadError> {
+    let text = String::from_utf8(bytes).unwrap_or_default();
+    let labels: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if labels.is_empty() { Err(BundleReadError::Labels { path: path.to_owned() }) } else { Ok(labels) }
+}

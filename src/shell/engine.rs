@@ -1,0 +1,302 @@
+//! The device thread: it owns the pipeline, and it alone touches a model that answers.
+//!
+//! The path of a frame is [`Engine::process`]: decode, predict, reply. Everything else that happens to the daemon comes
+//! through the same inbox as an order and is applied between two frames.
+//! Invariants: nothing here waits for NATS or a disk; a frame is taken only when the pipeline has the weights that are to
+//! answer it and, with a stream, when the outbox has room for the answer. A checkpoint is asked for after the answers of
+//! its frames were pushed, so that it can be held back until they are stored.
+
+use super::queue::{Answer, Arrival, AtLimit, Inbox, Input, Order, Outbox, Outgoing};
+use super::status::Shared;
+use super::store_thread::{Save, StoreOrder, StoreQueue};
+use super::telemetry::{self, Telemetry};
+use crate::config::{Config, OutputFormat};
+use crate::decode::{self, Limits, Message, Reject};
+use crate::frame::FrameSeq;
+use crate::model::ImageShape;
+use crate::observation::{DriftState, Observation};
+use crate::pipeline::{Effect, Event, Job, Pipeline, PipelineError};
+use crate::prediction::{Prediction, StageLatency};
+use crate::state::DurableState;
+use crate::wire::{self, Command, EventRecord, Format, Subjects};
+use async_nats::HeaderMap;
+use async_nats::header::NATS_MESSAGE_ID;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// How long a stopping daemon waits for the adapter.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The queues and facts that the device thread shares with the other threads.
+#[derive(Clone)]
+pub struct Lines {
+    pub inbox: Arc<Inbox>,
+    pub outbox: Arc<Outbox>,
+    pub store: Arc<StoreQueue>,
+    pub shared: Arc<Shared>,
+}
+
+/// What turns messages into frames and predictions into messages.
+pub struct Codec {
+    pub limits: Limits,
+    pub shape: ImageShape,
+    pub classes: usize,
+    pub format: Format,
+    pub subjects: Subjects,
+    /// First part of a prediction's id: names the incarnation of the stream.
+    pub id_prefix: String,
+    pub at_limit: AtLimit,
+}
+
+impl Codec {
+    pub fn new(config: &Config, classes: usize, subjects: Subjects, id_prefix: String, at_limit: AtLimit) -> Self {
+        Self {
+            limits: Limits {
+                payload_bytes_max: config.limits.payload_bytes_max,
+                pixels_max: config.limits.pixels_max,
+                dimension_max: config.limits.dimension_max as usize,
+            },
+            shape: config.bundle.classifier.image,
+            classes,
+            format: match config.output.format {
+                OutputFormat::Msgpack => Format::Msgpack,
+                OutputFormat::Json => Format::Json,
+            },
+            subjects,
+            id_prefix,
+            at_limit,
+        }
+    }
+}
+
+/// The device thread's state.
+pub struct Engine {
+    pipeline: Pipeline,
+    codec: Codec,
+    lines: Lines,
+    /// The adapter takes windows in order; the pipeline hands out at most `lag` + 1 before it wants one back.
+    jobs: Sender<Job>,
+    telemetry: Telemetry,
+    /// Stage times of frames that are not answered yet, by sequence: more than one only with `answer = "after"`.
+    latencies: BTreeMap<u64, StageLatency>,
+    /// Windows that the adapter has and has not brought back.
+    windows_out: usize,
+    /// Last states that events were published of.
+    drift: DriftState,
+    is_collapsed: bool,
+}
+
+impl Engine {
+    pub fn new(pipeline: Pipeline, codec: Codec, lines: Lines, jobs: Sender<Job>, telemetry: Telemetry) -> Self {
+        let status = pipeline.status();
+        telemetry::ADAPT_ENABLED.set(f64::from(u8::from(status.adapt == "on")));
+        telemetry::WEIGHTS_VERSION.set(status.weights_version as f64);
+        let drift = status.drift;
+        lines.shared.set_pipeline(status);
+        Self { pipeline, codec, lines, jobs, telemetry, latencies: BTreeMap::new(), windows_out: 0, drift, is_collapsed: false }
+    }
+
+    /// Works until it is told to stop; then a last checkpoint is asked for. Gives the state to go on from.
+    ///
+    /// # Errors
+    /// Only what the process cannot go on from.
+    pub fn run(mut self) -> Result<DurableState, PipelineError> {
+        let lines = self.lines.clone();
+        loop {
+            let accepts_frames = || self.pipeline.is_ready() && (self.codec.at_limit == AtLimit::ShedOldest || lines.outbox.has_room());
+            match lines.inbox.next(accepts_frames) {
+                Input::Frame { arrival, is_overloaded } => self.process(&arrival, is_overloaded)?,
+                Input::Order(Order::Stop) => break,
+                Input::Order(order) => self.obey(order)?,
+            }
+        }
+        self.finish()
+    }
+
+    /// The path of a frame.
+    fn process(&mut self, arrival: &Arrival, is_overloaded: bool) -> Result<(), PipelineError> {
+        let started = Instant::now();
+        let queue = started - arrival.received;
+        let headers = headers(&arrival.message);
+        let message = Message {
+            subject_camera: arrival.message.subject.rsplit('.').next().unwrap_or_default(),
+            headers: &headers,
+            payload: &arrival.message.payload,
+            sequence: FrameSeq(arrival.sequence),
+            broker_time_ns: arrival.broker_time_ns,
+        };
+        let decoded = decode::decode(&message, &self.codec.limits, self.codec.shape, self.codec.classes);
+        let decode = started.elapsed();
+        telemetry::STAGE_DURATION.record_by("queue", queue.as_secs_f64());
+        telemetry::STAGE_DURATION.record_by("decode", decode.as_secs_f64());
+        let frame = match decoded {
+            Ok(frame) => frame,
+            Err(reject) => {
+                self.reject(&message, &reject);
+                return Ok(());
+            }
+        };
+        self.telemetry.received(&frame.camera);
+        self.latencies
+            .insert(arrival.sequence, StageLatency { queue_ms: milliseconds(queue), decode_ms: milliseconds(decode), predict_ms: 0.0 });
+        let decoded_at = Instant::now();
+        let effects = self.pipeline.apply(Event::Frame { frame: Box::new(frame), is_overloaded })?;
+        let predict = decoded_at.elapsed();
+        telemetry::STAGE_DURATION.record_by("predict", predict.as_secs_f64());
+        if let Some(latency) = self.latencies.get_mut(&arrival.sequence) {
+            latency.predict_ms = milliseconds(predict);
+        }
+        self.carry_out(effects);
+        Ok(())
+    }
+
+    fn reject(&mut self, message: &Message<'_>, reject: &Reject) {
+        telemetry::FRAMES_REJECTED.count_by(reject.reason());
+        // The camera's name may be what is wrong with it; the bounded set keeps such names out.
+        self.telemetry.received(if wire::is_camera_id(message.subject_camera) { message.subject_camera } else { "other" });
+        tracing::debug!(sequence = message.sequence.0, reason = reject.reason(), error = %reject, "frame rejected");
+        self.publish(self.codec.subjects.rejected(message.subject_camera), wire::encode_rejected(message, reject));
+    }
+
+    fn obey(&mut self, order: Order) -> Result<(), PipelineError> {
+        match order {
+            Order::Adapted(adapted) => {
+                self.windows_out = self.windows_out.saturating_sub(1);
+                self.apply(Event::Adapted(adapted))
+            }
+            Order::Label(label) => self.apply(Event::Label { frame_id: label.frame_id, label: label.label }),
+            Order::Control(command, reply) => self.control(command, reply),
+            Order::RollBack(state, reply) => {
+                self.apply(Event::RollBack(state))?;
+                self.save(Some(reply));
+                Ok(())
+            }
+            Order::Stop => Ok(()),
+        }
+    }
+
+    /// What an operator asked for; the reply comes from the store, when the change is on disk.
+    fn control(&mut self, command: Command, reply: oneshot::Sender<Answer>) -> Result<(), PipelineError> {
+        match command {
+            Command::Adapt { enabled } => self.apply(Event::Switch { enabled })?,
+            Command::Reset => self.apply(Event::Reset)?,
+            Command::Checkpoint => {}
+            Command::Status => {
+                // The asker may have gone.
+                let _ = reply.send(Ok(self.lines.shared.report()));
+                return Ok(());
+            }
+            Command::RollBack { generation } => {
+                self.lines.store.push(StoreOrder::Read { generation, reply });
+                return Ok(());
+            }
+        }
+        self.save(Some(reply));
+        Ok(())
+    }
+
+    fn save(&self, reply: Option<oneshot::Sender<Answer>>) {
+        self.persist(Box::new(self.pipeline.state()), reply);
+    }
+
+    fn persist(&self, state: Box<DurableState>, reply: Option<oneshot::Sender<Answer>>) {
+        let ticket = match self.codec.at_limit {
+            AtLimit::HoldBack => self.lines.outbox.ticket(),
+            AtLimit::ShedOldest => 0,
+        };
+        self.lines.store.push(StoreOrder::Save(Save { state, ticket, replies: reply.into_iter().collect() }));
+    }
+
+    fn apply(&mut self, event: Event) -> Result<(), PipelineError> {
+        let effects = self.pipeline.apply(event)?;
+        self.carry_out(effects);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        // Before the answers leave: who has an answer and asks for the status finds it counted.
+        self.lines.shared.set_pipeline(self.pipeline.status());
+        for effect in effects {
+            match effect {
+                Effect::Answer(prediction) => self.reply(*prediction),
+                Effect::Adapt(job) => {
+                    self.windows_out += usize::from(matches!(job, Job::Window { .. }));
+                    // The adapter ends before the engine only by an error, which the daemon acts on.
+                    let _ = self.jobs.send(job);
+                }
+                Effect::Persist(state) => self.persist(state, None),
+                Effect::Observe(observation) => self.observe(&observation),
+            }
+        }
+    }
+
+    fn reply(&mut self, mut prediction: Prediction) {
+        prediction.latency = self.latencies.remove(&prediction.sequence.0).unwrap_or_default();
+        if let Some(taken) = prediction.capture_time_ns.or(prediction.broker_time_ns) {
+            // A camera's clock may run ahead.
+            telemetry::FRAME_AGE.record((telemetry::seconds_since_1970() - taken as f64 * 1e-9).max(0.0));
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, format!("{}:{}", self.codec.id_prefix, prediction.sequence.0));
+        self.lines.outbox.push(Outgoing {
+            subject: self.codec.subjects.predictions(&prediction.camera),
+            headers,
+            payload: wire::encode_prediction(&prediction, self.codec.format).into(),
+            is_prediction: true,
+            made: Instant::now(),
+        });
+    }
+
+    fn observe(&mut self, observation: &Observation) {
+        self.telemetry.observe(observation);
+        let event = match *observation {
+            Observation::Drift { state, score } if state != self.drift => {
+                self.drift = state;
+                EventRecord::Drift { state, score }
+            }
+            Observation::Collapse { is_collapsed, diversity } if is_collapsed != self.is_collapsed => {
+                self.is_collapsed = is_collapsed;
+                EventRecord::Collapse { is_collapsed, diversity }
+            }
+            Observation::AdaptationSwitched { enabled } => EventRecord::Adapt { enabled },
+            Observation::WeightsReset => EventRecord::Reset {},
+            Observation::RolledBack { version } => EventRecord::RollBack { weights_version: version },
+            _ => return,
+        };
+        tracing::info!(?event, "event");
+        let sequence = FrameSeq(self.pipeline.status().sequence);
+        self.publish(self.codec.subjects.events(&event), wire::encode_event(&event, sequence));
+    }
+
+    fn publish(&self, subject: String, payload: Vec<u8>) {
+        let (headers, payload) = (HeaderMap::new(), payload.into());
+        self.lines.outbox.push(Outgoing { subject, headers, payload, is_prediction: false, made: Instant::now() });
+    }
+
+    /// Lets the adapter finish what it has, so that the last checkpoint lies as far on as it can.
+    fn finish(mut self) -> Result<DurableState, PipelineError> {
+        let deadline = Instant::now() + STOP_PATIENCE;
+        self.lines.inbox.shed_all();
+        while self.windows_out > 0 {
+            match self.lines.inbox.next_order(deadline) {
+                Some(order) => self.obey(order)?,
+                None => break,
+            }
+        }
+        self.save(None);
+        Ok(self.pipeline.state())
+    }
+}
+
+fn milliseconds(duration: Duration) -> f32 {
+    duration.as_secs_f32() * 1e3
+}
+
+/// Names and values; a name that is there more than once comes more than once.
+fn headers(message: &async_nats::Message) -> Vec<(String, String)> {
+    let pairs = message.headers.iter().flat_map(HeaderMap::iter);
+    pairs.flat_map(|(name, values)| values.iter().map(move |value| (name.to_string(), value.to_string()))).collect()
+}

@@ -1,0 +1,13 @@
+//! The imperative shell: NATS, HTTP, disk, threads and signals.
+
+pub mod bundle_reader;
+pub mod daemon;
+pub mod engine;
+pub mod http;
+pub mod jetstream;
+pub mod nats;
+pub mod queue;
+pub mod status;
+pub mod store;
+pub mod store_thread;
+pub mod telemetry;

@@ -1,0 +1,274 @@
+//! The connection to NATS and all that comes in and goes out over it, but for the stream (`jetstream.rs`).
+//!
+//! First and last station of a frame's path. Ingest only wraps messages and pushes them into the [`Inbox`]; the device
+//! thread decodes them. Publishing only empties the [`Outbox`]; nothing here is waited for by the device thread.
+//! Invariants: an outage ends no task: the client reconnects for ever, with jitter. A subscription buffers few messages,
+//! because the client counts messages and not bytes; what it drops is an event, and counted.
+//! Absent on purpose: JetStream acknowledgements of frames. The checkpoint alone says where we are.
+
+use super::engine::Lines;
+use super::queue::{Arrival, Inbox, Order, Outbox, Outgoing};
+use super::status::{Phase, Shared};
+use super::telemetry;
+use crate::config::NatsConfig;
+use crate::wire::{self, Subjects};
+use async_nats::connection::State;
+use async_nats::jetstream::{self, context::PublishAckFuture};
+use async_nats::service::{Request, Service, ServiceExt, endpoint::Endpoint};
+use async_nats::{Client, ConnectOptions, Event, Subscriber};
+use futures_util::stream::{FuturesOrdered, StreamExt, select_all};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// A dead connection is noticed after two of these.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
+/// Messages that one subscription buffers, and commands (publications among them) that wait for the socket.
+const SUBSCRIPTION_MESSAGES_MAX: usize = 256;
+const CLIENT_COMMANDS_MAX: usize = 512;
+/// Predictions on the way to the stream whose acknowledgement has not come.
+const IN_FLIGHT_MAX: usize = 64;
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+const CONTROL_REQUESTS_MAX: usize = 64;
+/// Verbs of `<prefix>.control.<verb>`.
+const VERBS: [&str; 5] = ["adapt", "status", "checkpoint", "reset", "rollback"];
+
+/// A connection that cannot be made, or a subscription on it.
+#[derive(Debug, thiserror::Error)]
+pub enum NatsError {
+    #[error("failed to read the NATS credentials: {0}")]
+    Credentials(#[from] std::io::Error),
+    #[error("failed to connect to NATS: {0}")]
+    Connect(#[from] async_nats::ConnectError),
+    #[error("failed to subscribe: {0}")]
+    Subscribe(#[from] async_nats::client::SubscribeError),
+    #[error("failed to reach the broker: {0}")]
+    Flush(#[from] async_nats::client::FlushError),
+    #[error("failed to offer the NATS service: {0}")]
+    Service(#[source] async_nats::Error),
+    #[error("JetStream: {0}")]
+    JetStream(#[source] async_nats::Error),
+}
+
+/// Connects; it returns before the broker is there, and keeps trying.
+///
+/// # Errors
+/// `Credentials` for a file that cannot be read, `Connect` for addresses that are none.
+pub async fn connect(config: &NatsConfig, shared: &Arc<Shared>) -> Result<Client, NatsError> {
+    let delay_max = config.reconnect_delay_max;
+    let events = Arc::clone(shared);
+    let mut options = ConnectOptions::new()
+        .name(&config.name)
+        .retry_on_initial_connect()
+        .ping_interval(PING_INTERVAL)
+        .subscription_capacity(SUBSCRIPTION_MESSAGES_MAX)
+        .client_capacity(CLIENT_COMMANDS_MAX)
+        .reconnect_delay_callback(move |attempts| jittered(attempts, delay_max))
+        .event_callback(move |event| {
+            on_event(&event, &events);
+            std::future::ready(())
+        });
+    if let Some(path) = &config.credentials_file {
+        options = options.credentials_file(path).await?;
+    }
+    Ok(options.connect(&config.urls[..]).await?)
+}
+
+/// Doubles with each attempt up to `max`; half of it is chance, so that daemons do not come back all at once.
+pub fn jittered(attempts: usize, max: Duration) -> Duration {
+    let doublings = u32::try_from(attempts.min(16)).unwrap_or(16);
+    let full = RECONNECT_DELAY_MIN.saturating_mul(1 << doublings).min(max);
+    let mut chance = [0u8];
+    // Without the system's randomness there is no jitter, which is no reason to stop.
+    let _ = getrandom::fill(&mut chance);
+    full / 2 + full / 2 * u32::from(chance[0]) / 255
+}
+
+fn on_event(event: &Event, shared: &Shared) {
+    let name = match event {
+        Event::Connected => "connected",
+        Event::Disconnected => "disconnected",
+        Event::LameDuckMode => "lame_duck",
+        Event::Draining => "draining",
+        Event::Closed => "closed",
+        Event::ServerError(_) => "server_error",
+        Event::ClientError(_) => "client_error",
+        Event::SlowConsumer(_) => {
+            telemetry::SLOW_CONSUMER_EVENTS.count(1);
+            return;
+        }
+    };
+    telemetry::NATS_EVENTS.count_by(name);
+    match event {
+        Event::Connected => {
+            tracing::info!("connected to NATS");
+            shared.set_connected(true);
+        }
+        Event::Disconnected | Event::Closed => {
+            tracing::warn!(event = name, "NATS connection lost");
+            shared.set_connected(false);
+        }
+        Event::ServerError(error) => tracing::warn!(%error, "NATS server error"),
+        // One comes for each refused attempt to reconnect.
+        event => tracing::debug!(%event, "NATS event"),
+    }
+}
+
+/// Core mode: takes frames in for ever. `sequence` is the last one of the checkpoint.
+///
+/// # Errors
+/// `Subscribe` where the connection was closed.
+pub async fn take_frames(client: &Client, subjects: &Subjects, lines: &Lines, mut sequence: u64) -> Result<(), NatsError> {
+    let mut frames = client.subscribe(subjects.all_frames()).await?;
+    // Back from here, the broker knows of every subscription that was made before.
+    client.flush().await?;
+    lines.shared.set_phase(Phase::Running);
+    while let Some(message) = frames.next().await {
+        sequence += 1;
+        lines.inbox.push_frame(Arrival { message, sequence, broker_time_ns: None, received: Instant::now() }).await;
+    }
+    Ok(())
+}
+
+/// Takes labels in until the connection is closed.
+pub async fn take_labels(mut labels: Subscriber, inbox: Arc<Inbox>, classes: usize) {
+    while let Some(message) = labels.next().await {
+        match wire::parse_label(&message.payload, classes) {
+            Ok(label) if inbox.push_order(Order::Label(label.clone())) => {}
+            Ok(_) => telemetry::LABELS_RECEIVED.count_by("shed"),
+            Err(error) => {
+                telemetry::LABELS_RECEIVED.count_by("rejected");
+                tracing::debug!(%error, "label rejected");
+            }
+        }
+    }
+}
+
+/// The NATS service, and its endpoints on the control subjects.
+pub struct Control {
+    /// Answers `$SRV` while it is kept.
+    _service: Service,
+    endpoints: Vec<Endpoint>,
+}
+
+impl Control {
+    /// Subscribes to the control subjects and `$SRV`.
+    ///
+    /// # Errors
+    /// `Service` where the connection was closed.
+    pub async fn offer(client: &Client, subjects: &Subjects, name: &str, shared: &Arc<Shared>) -> Result<Self, NatsError> {
+        let statistics = Arc::clone(shared);
+        let service = client
+            .service_builder()
+            .description("keeps an image classifier adapted to a stream of frames")
+            .stats_handler(move |_, _| statistics.report())
+            .start(name, env!("CARGO_PKG_VERSION"))
+            .await
+            .map_err(NatsError::Service)?;
+        let mut endpoints = Vec::new();
+        for verb in VERBS {
+            let endpoint = service.endpoint_builder().name(verb).add(subjects.control(verb)).await;
+            endpoints.push(endpoint.map_err(NatsError::Service)?);
+        }
+        Ok(Self { _service: service, endpoints })
+    }
+
+    /// Answers requests until the connection is closed.
+    pub async fn serve(self, inbox: Arc<Inbox>, shared: Arc<Shared>) {
+        select_all(self.endpoints).for_each_concurrent(CONTROL_REQUESTS_MAX, |request| answer(request, &inbox, &shared)).await;
+    }
+}
+
+async fn answer(request: Request, inbox: &Inbox, shared: &Shared) {
+    let verb = request.message.subject.rsplit('.').next().unwrap_or_default().to_owned();
+    let reply = match wire::parse_control(&verb, &request.message.payload) {
+        // Known without the device thread, which may be at work or not there yet.
+        Ok(wire::Command::Status) => shared.report(),
+        Ok(command) => match ask(inbox, command).await {
+            Ok(mut reply) => {
+                reply["ok"] = true.into();
+                reply
+            }
+            Err(error) => serde_json::json!({ "ok": false, "error": error }),
+        },
+        Err(error) => serde_json::json!({ "ok": false, "error": error.to_string() }),
+    };
+    tracing::info!(verb, %reply, "control");
+    // Without a reply subject nobody listens; the command was carried out all the same.
+    let _ = request.respond(Ok(reply.to_string().into())).await;
+}
+
+/// Hands a command to the device thread and waits for what came of it.
+async fn ask(inbox: &Inbox, command: wire::Command) -> Result<serde_json::Value, String> {
+    let (sender, answer) = oneshot::channel();
+    if !inbox.push_order(Order::Control(command, sender)) {
+        return Err("too many requests wait".to_owned());
+    }
+    answer.await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()))
+}
+
+/// Publishes what the outbox holds, until it is closed and empty.
+///
+/// With `stream`, predictions go to JetStream and are done with when their acknowledgement has come; they are published
+/// again until then, and the stream drops repetitions by their id. Else they are done with once handed to the client.
+pub async fn publish(client: Client, stream: Option<jetstream::Context>, outbox: Arc<Outbox>, inbox: Arc<Inbox>) {
+    let mut in_flight = FuturesOrdered::new();
+    let mut is_open = true;
+    while is_open || !in_flight.is_empty() {
+        tokio::select! {
+            // Cancelled, the acknowledgements stay in `in_flight`.
+            Some(()) = in_flight.next(), if !in_flight.is_empty() => outbox.advance(),
+            // Cancelled, the message stays in the outbox.
+            next = outbox.next(), if is_open && in_flight.len() < IN_FLIGHT_MAX => match (next, &stream) {
+                (None, _) => is_open = false,
+                (Some(message), Some(stream)) if message.is_prediction => {
+                    let ack = send(stream, &message).await;
+                    in_flight.push_back(confirm(stream.clone(), message, ack));
+                    inbox.nudge();
+                }
+                (Some(message), _) => {
+                    let is_prediction = message.is_prediction;
+                    telemetry::STAGE_DURATION.record_by("publish", message.made.elapsed().as_secs_f64());
+                    // Fails only for a connection that was closed, or a payload above the server's limit.
+                    if let Err(error) = client.publish_with_headers(message.subject, message.headers, message.payload).await {
+                        telemetry::PREDICTIONS_DROPPED.count(1);
+                        tracing::warn!(%error, "message not published");
+                    }
+                    if is_prediction {
+                        outbox.advance();
+                    }
+                }
+            },
+        }
+    }
+}
+
+async fn send(stream: &jetstream::Context, message: &Outgoing) -> Option<PublishAckFuture> {
+    let sent = stream.publish_with_headers(message.subject.clone(), message.headers.clone(), message.payload.clone()).await;
+    sent.inspect_err(|error| tracing::debug!(%error, "prediction not sent")).ok()
+}
+
+/// Waits for the acknowledgement; publishes again until it has come.
+async fn confirm(stream: jetstream::Context, message: Outgoing, mut ack: Option<PublishAckFuture>) {
+    for attempt in 1.. {
+        if let Some(ack) = ack
+            && ack.await.inspect_err(|error| tracing::debug!(%error, "prediction not acknowledged")).is_ok()
+        {
+            telemetry::STAGE_DURATION.record_by("publish", message.made.elapsed().as_secs_f64());
+            return;
+        }
+        telemetry::PUBLISH_RETRIES.count(1);
+        tokio::time::sleep(jittered(attempt, ACK_TIMEOUT)).await;
+        // While disconnected the client would only pile copies up.
+        while stream.client().connection_state() != State::Connected {
+            tokio::time::sleep(RECONNECT_DELAY_MIN).await;
+        }
+        ack = send(&stream, &message).await;
+    }
+}
+
+/// A JetStream context whose publications are given up after a few seconds, to be tried again.
+pub fn jetstream_context(client: &Client) -> jetstream::Context {
+    jetstream::context::ContextBuilder::new().ack_timeout(ACK_TIMEOUT).timeout(ACK_TIMEOUT).build(client.clone())
+}

@@ -1,0 +1,323 @@
+//! The two bounded queues between the sockets and the device thread.
+//!
+//! [`Inbox`]: all that the device thread is told, in one queue with two lanes; orders (labels, control, finished
+//! adaptation) overtake frames. [`Outbox`]: all that it wants published.
+//! Invariants: frames are limited in messages and in bytes, orders and publications in messages; what is dropped at a
+//! limit is counted with its reason. Frames come out in the order they went in.
+//! Locks are held for the length of a push or a pop and never across an await.
+
+use super::telemetry;
+use crate::pipeline::Adapted;
+use crate::state::DurableState;
+use crate::wire::{Command, LabelMessage};
+use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
+
+/// Labels and control messages that may wait.
+const ORDERS_MAX: usize = 4096;
+
+/// A frame as it arrived.
+pub struct Arrival {
+    pub message: Message,
+    pub sequence: u64,
+    /// Nanoseconds since 1970; JetStream only.
+    pub broker_time_ns: Option<i64>,
+    pub received: Instant,
+}
+
+/// What an operator gets to hear.
+pub type Answer = Result<serde_json::Value, String>;
+
+/// What overtakes frames.
+pub enum Order {
+    Adapted(Box<Adapted>),
+    Label(LabelMessage),
+    Control(Command, oneshot::Sender<Answer>),
+    /// A state that the store has read for an operator.
+    RollBack(Box<DurableState>, oneshot::Sender<Answer>),
+    Stop,
+}
+
+/// What the device thread does next.
+pub enum Input {
+    Order(Order),
+    Frame { arrival: Arrival, is_overloaded: bool },
+}
+
+/// What happens to a frame that finds the queue full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtLimit {
+    /// The oldest frame is dropped: nobody can hold a core NATS publisher back. Adaptation is shed from half of the limit on.
+    ShedOldest,
+    /// The frame waits outside, and the stream keeps what it has.
+    HoldBack,
+}
+
+/// Limits of the frames that wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub frames: usize,
+    pub bytes: usize,
+    pub at_limit: AtLimit,
+}
+
+#[derive(Default)]
+struct Lanes {
+    orders: VecDeque<Order>,
+    frames: VecDeque<Arrival>,
+    /// Of the payloads and headers in `frames`.
+    bytes: usize,
+}
+
+/// What the device thread is told.
+pub struct Inbox {
+    lanes: Mutex<Lanes>,
+    limits: Limits,
+    /// The device thread waits here.
+    arrived: Condvar,
+    /// Ingest waits here, with `HoldBack`.
+    room: Notify,
+}
+
+impl Inbox {
+    pub fn new(limits: Limits) -> Self {
+        Self { lanes: Mutex::default(), limits, arrived: Condvar::new(), room: Notify::new() }
+    }
+
+    /// Takes a frame in; at the limit it drops the oldest or waits, as `at_limit` says.
+    pub async fn push_frame(&self, arrival: Arrival) {
+        let mut arrival = Some(arrival);
+        loop {
+            // Registered before the look, so that no wake-up is lost between the two.
+            let room = self.room.notified();
+            self.try_push(&mut arrival);
+            if arrival.is_none() {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    fn try_push(&self, slot: &mut Option<Arrival>) {
+        let mut lanes = self.lanes.lock();
+        let Some(arrival) = slot.take() else { return };
+        let bytes = arrival.message.length;
+        match self.limits.at_limit {
+            // A frame above the limit of bytes is let in alone: the payload's own limit rejects it with a reason.
+            AtLimit::HoldBack if !lanes.frames.is_empty() && lanes.is_above(&self.limits, bytes) => {
+                *slot = Some(arrival);
+                return;
+            }
+            AtLimit::HoldBack => {}
+            // It would push all others out, and is too large for the decoder.
+            AtLimit::ShedOldest if bytes > self.limits.bytes => {
+                telemetry::FRAMES_SHED.count_by("queue_bytes");
+                return;
+            }
+            AtLimit::ShedOldest => lanes.shed(&self.limits, bytes),
+        }
+        lanes.bytes += bytes;
+        lanes.frames.push_back(arrival);
+        lanes.show();
+        self.arrived.notify_one();
+    }
+
+    /// Takes an order in; `false` where too many wait.
+    pub fn push_order(&self, order: Order) -> bool {
+        let mut lanes = self.lanes.lock();
+        // What comes from within has limits of its own: one `Stop`, and a few windows at the adapter.
+        let is_limited = matches!(order, Order::Label(_) | Order::Control(..));
+        if is_limited && lanes.orders.len() >= ORDERS_MAX {
+            return false;
+        }
+        lanes.orders.push_back(order);
+        self.arrived.notify_one();
+        true
+    }
+
+    /// Makes the device thread look again whether it may take a frame.
+    pub fn nudge(&self) {
+        let _lanes = self.lanes.lock();
+        self.arrived.notify_one();
+    }
+
+    /// Waits for an order, or for a frame where `accepts_frames`.
+    pub fn next(&self, accepts_frames: impl Fn() -> bool) -> Input {
+        let mut lanes = self.lanes.lock();
+        loop {
+            if let Some(order) = lanes.orders.pop_front() {
+                return Input::Order(order);
+            }
+            if !lanes.frames.is_empty() && accepts_frames() {
+                let is_overloaded = self.limits.at_limit == AtLimit::ShedOldest && lanes.is_above_half(&self.limits);
+                if let Some(arrival) = lanes.pop() {
+                    lanes.show();
+                    self.room.notify_one();
+                    return Input::Frame { arrival, is_overloaded };
+                }
+            }
+            self.arrived.wait(&mut lanes);
+        }
+    }
+
+    /// Waits for an order until `deadline`.
+    pub fn next_order(&self, deadline: Instant) -> Option<Order> {
+        let mut lanes = self.lanes.lock();
+        while lanes.orders.is_empty() {
+            if self.arrived.wait_until(&mut lanes, deadline).timed_out() {
+                break;
+            }
+        }
+        lanes.orders.pop_front()
+    }
+
+    /// Drops windows of an adapter that has ended.
+    pub fn forget_windows(&self) {
+        self.lanes.lock().orders.retain(|order| !matches!(order, Order::Adapted(_)));
+    }
+
+    /// Drops what waits, counted; what the stream holds comes again, what came by core NATS does not.
+    pub fn shed_all(&self) {
+        let mut lanes = self.lanes.lock();
+        while lanes.pop().is_some() {
+            telemetry::FRAMES_SHED.count_by("shutdown");
+        }
+        lanes.show();
+    }
+}
+
+impl Lanes {
+    fn is_above(&self, limits: &Limits, more_bytes: usize) -> bool {
+        self.frames.len() >= limits.frames || self.bytes + more_bytes > limits.bytes
+    }
+
+    fn is_above_half(&self, limits: &Limits) -> bool {
+        self.frames.len() > limits.frames / 2 || self.bytes > limits.bytes / 2
+    }
+
+    fn shed(&mut self, limits: &Limits, more_bytes: usize) {
+        while self.is_above(limits, more_bytes) {
+            let reason = if self.frames.len() >= limits.frames { "queue_frames" } else { "queue_bytes" };
+            if self.pop().is_none() {
+                return;
+            }
+            telemetry::FRAMES_SHED.count_by(reason);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Arrival> {
+        let arrival = self.frames.pop_front()?;
+        self.bytes -= arrival.message.length;
+        Some(arrival)
+    }
+
+    fn show(&self) {
+        telemetry::QUEUE_FRAMES.set(self.frames.len() as f64);
+        telemetry::QUEUE_BYTES.set(self.bytes as f64);
+    }
+}
+
+/// One message to publish.
+#[derive(Clone)]
+pub struct Outgoing {
+    pub subject: String,
+    pub headers: HeaderMap,
+    pub payload: Bytes,
+    /// Whether it must be stored by the broker before a checkpoint may cover its frame.
+    pub is_prediction: bool,
+    pub made: Instant,
+}
+
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<Outgoing>,
+    /// Predictions taken in, and predictions done with, since the start.
+    pushed: u64,
+    done: u64,
+    is_closed: bool,
+}
+
+/// What the device thread wants published.
+pub struct Outbox {
+    waiting: Mutex<Waiting>,
+    messages_max: usize,
+    /// The publisher waits here.
+    arrived: Notify,
+    /// The store waits here for predictions to be stored.
+    advanced: Condvar,
+}
+
+impl Outbox {
+    pub fn new(messages_max: usize) -> Self {
+        Self { waiting: Mutex::default(), messages_max, arrived: Notify::new(), advanced: Condvar::new() }
+    }
+
+    /// Whether a frame may be taken: half of the room is for the answers of a whole window, which may come at once.
+    pub fn has_room(&self) -> bool {
+        self.waiting.lock().messages.len() < self.messages_max / 2
+    }
+
+    /// Takes a message in; at the limit it drops the oldest.
+    pub fn push(&self, message: Outgoing) {
+        let mut waiting = self.waiting.lock();
+        if waiting.messages.len() >= self.messages_max
+            && let Some(dropped) = waiting.messages.pop_front()
+        {
+            telemetry::PREDICTIONS_DROPPED.count(1);
+            waiting.done += u64::from(dropped.is_prediction);
+        }
+        waiting.pushed += u64::from(message.is_prediction);
+        waiting.messages.push_back(message);
+        self.arrived.notify_one();
+    }
+
+    /// The next message; none when closed and empty. Cancelling it loses nothing.
+    pub async fn next(&self) -> Option<Outgoing> {
+        loop {
+            {
+                let mut waiting = self.waiting.lock();
+                if let Some(message) = waiting.messages.pop_front() {
+                    return Some(message);
+                }
+                if waiting.is_closed {
+                    return None;
+                }
+            }
+            // A permit is kept when nobody waits, so a push between the look and here is not lost.
+            self.arrived.notified().await;
+        }
+    }
+
+    /// No more will be pushed.
+    pub fn close(&self) {
+        self.waiting.lock().is_closed = true;
+        self.arrived.notify_one();
+    }
+
+    /// A prediction is done with: stored, or handed to a connection that acknowledges nothing.
+    pub fn advance(&self) {
+        self.waiting.lock().done += 1;
+        self.advanced.notify_all();
+    }
+
+    /// Count of the predictions so far: what a checkpoint waits for.
+    pub fn ticket(&self) -> u64 {
+        self.waiting.lock().pushed
+    }
+
+    /// Waits until as many predictions as `ticket` are done with; `false` after `patience`.
+    pub fn wait_for(&self, ticket: u64, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut waiting = self.waiting.lock();
+        while waiting.done < ticket {
+            if self.advanced.wait_until(&mut waiting, deadline).timed_out() {
+                return waiting.done >= ticket;
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,172 @@
+//! All that the next bit depends on, as one value.
+//!
+//! [`DurableState`] is what a checkpoint holds. It is taken at the border of a window, so it needs no frame: restarting
+//! from it and applying the frames after `sequence` gives what an uninterrupted run would have given.
+//! It splits into [`Scalars`], which serde writes, and named tensors.
+
+use crate::frame::{FrameSeq, WeightsVersion};
+use crate::learner::OptimizerState;
+use crate::model::Tensors;
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Weights that answer, or will.
+#[derive(Clone, Debug)]
+pub struct Served {
+    pub version: WeightsVersion,
+    /// Index of the window that they came out of; the source weights have none.
+    pub window: Option<u64>,
+    pub weights: Tensors,
+}
+
+/// What the adapter goes on from.
+#[derive(Clone, Debug)]
+pub struct LearnerState {
+    pub version: WeightsVersion,
+    pub weights: Tensors,
+    pub optimizer: OptimizerState,
+    pub policy: PolicyState,
+}
+
+/// What the policy remembers from window to window: label-free averages by name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyState {
+    pub averages: BTreeMap<String, f64>,
+}
+
+/// What operators have set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    pub adapt_enabled: bool,
+    /// Count of control messages that were applied.
+    pub generation: u64,
+}
+
+/// What the monitor (accuracy, drift, collapse) remembers: averages by name, and the recent hits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MonitorState {
+    pub averages: BTreeMap<String, f64>,
+    /// (adapted hit, source hit) of the last labelled frames, oldest first.
+    pub hits: VecDeque<(bool, bool)>,
+}
+
+/// All that the next bit depends on.
+#[derive(Clone, Debug)]
+pub struct DurableState {
+    /// Name and creation time of the stream; "core" where there is none.
+    pub incarnation: String,
+    /// Last frame that was applied.
+    pub sequence: FrameSeq,
+    /// Frames applied since the source weights.
+    pub frames: u64,
+    /// Hash chain over all applied frames: H = BLAKE3(H, sequence, payload hash).
+    pub input_chain: [u8; 32],
+    pub control: Control,
+    pub serving: Served,
+    /// Weights that are ready and not yet serving, oldest first.
+    pub pending: Vec<Served>,
+    pub learner: LearnerState,
+    pub monitor: MonitorState,
+}
+
+/// The part of [`DurableState`] that is not tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scalars {
+    incarnation: String,
+    pub sequence: FrameSeq,
+    frames: u64,
+    input_chain: [u8; 32],
+    control: Control,
+    serving: (WeightsVersion, Option<u64>),
+    pending: Vec<(WeightsVersion, Option<u64>)>,
+    pub learner_version: WeightsVersion,
+    optimizer_steps: u64,
+    policy: PolicyState,
+    monitor: MonitorState,
+}
+
+/// Parts that do not make a state.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("the state lacks the tensors {prefix:?}")]
+    Missing { prefix: String },
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl DurableState {
+    /// The state as scalars and named tensors.
+    pub fn to_parts(&self) -> Result<(Scalars, Tensors), StateError> {
+        let scalars = Scalars {
+            incarnation: self.incarnation.clone(),
+            sequence: self.sequence,
+            frames: self.frames,
+            input_chain: self.input_chain,
+            control: self.control,
+            serving: (self.serving.version, self.serving.window),
+            pending: self.pending.iter().map(|served| (served.version, served.window)).collect(),
+            learner_version: self.learner.version,
+            optimizer_steps: self.learner.optimizer.steps,
+            policy: self.learner.policy.clone(),
+            monitor: self.monitor.clone(),
+        };
+        let mut tensors = Tensors::new();
+        let mut put = |prefix: &str, part: &Tensors| {
+            tensors.extend(part.iter().map(|(name, tensor)| (format!("{prefix}/{name}"), tensor.clone())));
+        };
+        put("serving", &self.serving.weights);
+        for (i, served) in self.pending.iter().enumerate() {
+            put(&format!("pending.{i}"), &served.weights);
+        }
+        put("learner", &self.learner.weights);
+        put("first_moments", &moments_as_tensors(&self.learner.optimizer.first_moments)?);
+        put("second_moments", &moments_as_tensors(&self.learner.optimizer.second_moments)?);
+        Ok((scalars, tensors))
+    }
+
+    /// # Errors
+    /// `Missing` where the tensors lack a part that the scalars speak of.
+    pub fn from_parts(scalars: Scalars, tensors: &Tensors) -> Result<Self, StateError> {
+        let part = |prefix: &str| -> Tensors {
+            let prefix = format!("{prefix}/");
+            tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(&prefix)?.to_owned(), tensor.clone()))).collect()
+        };
+        let weights = |prefix: &str| match part(prefix) {
+            part if part.is_empty() => Err(StateError::Missing { prefix: prefix.to_owned() }),
+            part => Ok(part),
+        };
+        let served = |prefix: &str, (version, window)| Ok::<_, StateError>(Served { version, window, weights: weights(prefix)? });
+        let pending = scalars.pending.iter().enumerate().map(|(i, &key)| served(&format!("pending.{i}"), key));
+        Ok(Self {
+            serving: served("serving", scalars.serving)?,
+            pending: pending.collect::<Result<_, _>>()?,
+            learner: LearnerState {
+                version: scalars.learner_version,
+                weights: weights("learner")?,
+                optimizer: OptimizerState {
+                    steps: scalars.optimizer_steps,
+                    first_moments: tensors_as_moments(part("first_moments"))?,
+                    second_moments: tensors_as_moments(part("second_moments"))?,
+                },
+                policy: scalars.policy,
+            },
+            incarnation: scalars.incarnation,
+            sequence: scalars.sequence,
+            frames: scalars.frames,
+            input_chain: scalars.input_chain,
+            control: scalars.control,
+            monitor: scalars.monitor,
+        })
+    }
+}
+
+fn moments_as_tensors(moments: &BTreeMap<String, Vec<f32>>) -> Result<Tensors, StateError> {
+    let tensor = |(name, values): (&String, &Vec<f32>)| Ok((name.clone(), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
+    moments.iter().map(tensor).collect()
+}
+
+fn tensors_as_moments(tensors: Tensors) -> Result<BTreeMap<String, Vec<f32>>, StateError> {
+    tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_vec1::<f32>()?))).collect()
+}

@@ -1,0 +1,223 @@
+//! The pipeline's promises: which weights answer which frame, what switches do, and that a restart changes no bit.
+//!
+//! Method: the real pipeline and adapter on tiny random models, driven by hand; no threads, no clock.
+
+mod tiny;
+
+use AdapterSpeed::{AtLast, AtOnce, Midway};
+use std::collections::VecDeque;
+use undrift::frame::WeightsVersion;
+use undrift::learner::{AdaptConfig, Adapter, AnswerTime, source_state};
+use undrift::model::ClassConditioning;
+use undrift::noise::NoiseSecret;
+use undrift::observation::{Observation, SkipReason};
+use undrift::pipeline::{Adapted, Effect, Event, OutputShape, Pipeline, Start};
+use undrift::prediction::Prediction;
+use undrift::state::DurableState;
+
+/// When the pipeline hears of a finished window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum AdapterSpeed {
+    AtOnce,
+    /// While the next window is open.
+    Midway,
+    /// When the pipeline cannot go on without.
+    AtLast,
+}
+
+struct Run {
+    channels: usize,
+    pipeline: Pipeline,
+    adapter: Adapter,
+    predictions: Vec<Prediction>,
+    persisted: Vec<DurableState>,
+    skips: Vec<SkipReason>,
+    /// Windows that the adapter has finished and the pipeline has not heard of.
+    finished: VecDeque<Adapted>,
+}
+
+impl Run {
+    fn start(channels: usize, config: &AdaptConfig, start: Option<DurableState>) -> Self {
+        let bundle = tiny::bundle(channels, ClassConditioning::Readout);
+        let learner = start.as_ref().map_or(source_state(&bundle.classifier, WeightsVersion(0)), |state| state.learner.clone());
+        let shape = OutputShape { top_k: 2, checkpoint_windows: 1 };
+        let start = match start {
+            Some(state) => Start::Resume(Box::new(state)),
+            None => Start::Source { incarnation: "test".to_owned() },
+        };
+        Self {
+            channels,
+            pipeline: Pipeline::new(&bundle, config, shape, NoiseSecret::from_seed(1), start).expect("a bundle that fits"),
+            adapter: Adapter::new(&bundle, config, learner).expect("a bundle that fits"),
+            predictions: Vec::new(),
+            persisted: Vec::new(),
+            skips: Vec::new(),
+            finished: VecDeque::new(),
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        for effect in self.pipeline.apply(event).expect("no fatal error") {
+            match effect {
+                Effect::Answer(prediction) => self.predictions.push(*prediction),
+                Effect::Persist(state) => self.persisted.push(*state),
+                Effect::Adapt(job) => self.finished.extend(self.adapter.run(job).expect("no fatal error")),
+                Effect::Observe(Observation::WindowSkipped { reason, .. }) => self.skips.push(reason),
+                Effect::Observe(_) => {}
+            }
+        }
+    }
+
+    fn deliver(&mut self) {
+        while let Some(adapted) = self.finished.pop_front() {
+            self.apply(Event::Adapted(Box::new(adapted)));
+        }
+    }
+
+    fn feed(&mut self, indices: std::ops::Range<u64>, is_overloaded: bool, speed: AdapterSpeed) {
+        for index in indices {
+            if speed == AtOnce || (speed == Midway && index % 4 == 2) || !self.pipeline.is_ready() {
+                self.deliver();
+            }
+            assert!(self.pipeline.is_ready());
+            self.apply(Event::Frame { frame: Box::new(tiny::frame(self.channels, index)), is_overloaded });
+        }
+    }
+
+    fn versions(&self) -> Vec<u64> {
+        self.predictions.iter().map(|prediction| prediction.weights_version.0).collect()
+    }
+}
+
+/// Bytes of a state: all scalars and tensors.
+fn bytes(state: &DurableState) -> Vec<u8> {
+    let (scalars, tensors) = state.to_parts().expect("parts");
+    let mut bytes = rmp_serde::to_vec_named(&scalars).expect("scalars");
+    for (name, tensor) in tensors {
+        bytes.extend(name.as_bytes());
+        let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("values");
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    }
+    bytes
+}
+
+#[test]
+fn a_window_is_answered_by_the_weights_of_lag_windows_before() {
+    for lag in 1..=3u64 {
+        let config = AdaptConfig { lag: lag as usize, ..tiny::config() };
+        let mut run = Run::start(1, &config, None);
+        run.feed(0..24, false, AtOnce);
+        let expected: Vec<u64> = (0..24).map(|frame: u64| (frame / 4 + 1).saturating_sub(lag)).collect();
+        assert_eq!(run.versions(), expected, "lag {lag}");
+    }
+}
+
+#[test]
+fn answers_do_not_depend_on_when_the_adapter_finishes() {
+    for lag in 1..=3 {
+        let config = AdaptConfig { lag, ..tiny::config() };
+        let (mut fast, mut slow) = (Run::start(1, &config, None), Run::start(1, &config, None));
+        fast.feed(0..32, false, AtOnce);
+        slow.feed(0..32, false, AtLast);
+        assert_eq!(fast.predictions, slow.predictions, "lag {lag}");
+    }
+}
+
+#[test]
+fn colour_frames_are_answered_and_learned_from() {
+    let mut run = Run::start(3, &tiny::config(), None);
+    run.feed(0..16, false, AtOnce);
+    assert_eq!(run.predictions.len(), 16);
+    assert_eq!(run.versions().last(), Some(&2));
+}
+
+#[test]
+fn answering_after_adaptation_gives_each_window_its_own_weights() {
+    let config = AdaptConfig { answer: AnswerTime::After, window: 2, ..tiny::config() };
+    let mut run = Run::start(1, &config, None);
+    run.feed(0..6, false, AtOnce);
+    run.deliver();
+    assert_eq!(run.versions(), [1, 1, 2, 2, 3, 3]);
+}
+
+#[test]
+fn off_holds_the_weights_at_once_and_on_lets_them_move_again() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..14, false, AtOnce);
+    let held = run.predictions[13].weights_version;
+    run.apply(Event::Switch { enabled: false });
+    run.feed(14..32, false, AtOnce);
+    assert!(run.predictions[14..].iter().all(|prediction| prediction.weights_version == held));
+    assert_eq!(run.pipeline.status().adapt, "off");
+    assert!(run.skips.iter().all(|&reason| reason == SkipReason::Disabled) && !run.skips.is_empty());
+    run.apply(Event::Switch { enabled: true });
+    run.feed(32..48, false, AtOnce);
+    assert!(run.predictions[47].weights_version > held);
+}
+
+#[test]
+fn an_overloaded_window_is_answered_and_not_learned_from() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..16, true, AtOnce);
+    assert_eq!(run.predictions.len(), 16);
+    assert_eq!(run.skips, [SkipReason::Overload; 4]);
+    assert_eq!(run.versions().last(), Some(&0));
+}
+
+#[test]
+fn reset_answers_like_the_source_and_voids_what_the_adapter_has_in_hand() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..13, false, AtLast);
+    run.apply(Event::Reset);
+    run.deliver();
+    run.feed(13..14, false, AtLast);
+    let answer = &run.predictions[13];
+    assert_eq!(answer.label, answer.source_label);
+    assert!(answer.weights_version > run.predictions[12].weights_version, "versions never go back");
+    let mut fresh = Run::start(1, &tiny::config(), None);
+    fresh.feed(13..14, false, AtOnce);
+    assert_eq!(answer.confidence, fresh.predictions[0].confidence);
+}
+
+#[test]
+fn rolling_back_brings_the_earlier_weights_under_a_new_version() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..16, false, AtOnce);
+    let earlier = run.persisted[1].clone();
+    run.apply(Event::RollBack(Box::new(earlier.clone())));
+    let state = run.pipeline.state();
+    assert!(state.learner.version > earlier.learner.version);
+    for (name, tensor) in &earlier.learner.weights {
+        let values = |tensor: &candle_core::Tensor| tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("values");
+        assert_eq!(values(tensor), values(&state.serving.weights[name]), "{name}");
+    }
+}
+
+#[test]
+fn a_restart_from_any_checkpoint_equals_the_run_that_was_not_interrupted() {
+    for (lag, speed) in [(1, AtOnce), (2, AtOnce), (2, Midway), (2, AtLast), (3, Midway), (3, AtLast)] {
+        let config = AdaptConfig { lag, ..tiny::config() };
+        let mut whole = Run::start(1, &config, None);
+        whole.feed(0..40, false, speed);
+        whole.deliver();
+        let last = bytes(&whole.pipeline.state());
+        assert_eq!(whole.persisted.len(), 10, "a checkpoint for each window, lag {lag}, adapter {speed:?}");
+        for state in &whole.persisted {
+            let next = state.sequence.0;
+            let mut resumed = Run::start(1, &config, Some(state.clone()));
+            resumed.feed(next..40, false, AtLast);
+            resumed.deliver();
+            assert_eq!(resumed.predictions, whole.predictions[next as usize..], "from {next}, lag {lag}, adapter {speed:?}");
+            assert_eq!(bytes(&resumed.pipeline.state()), last, "from {next}, lag {lag}, adapter {speed:?}");
+        }
+    }
+}
+
+#[test]
+fn a_switch_survives_a_restart() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..9, false, AtOnce);
+    run.apply(Event::Switch { enabled: false });
+    let resumed = Run::start(1, &tiny::config(), Some(run.pipeline.state()));
+    assert_eq!(resumed.pipeline.status().adapt, "off");
+}

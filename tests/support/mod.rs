@@ -1,0 +1,54 @@
+//! Small values for tests.
+
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use undrift::checkpoint::Meta;
+use undrift::frame::{FrameSeq, WeightsVersion};
+use undrift::learner::OptimizerState;
+use undrift::model::Tensors;
+use undrift::noise::NoiseKey;
+use undrift::state::{Control, DurableState, LearnerState, MonitorState, PolicyState, Served};
+
+/// A state after `frames` frames with one pending window and weights of `rows` x 8 and 3; equal arguments give equal bits.
+pub fn state(frames: u64, rows: usize) -> DurableState {
+    let served =
+        |version| Served { version: WeightsVersion(version), window: version.checked_sub(1), weights: weights(frames + version, rows) };
+    let moments = |seed: u64| BTreeMap::from([("head.weight".to_owned(), normal(seed, 8 * rows))]);
+    let average = |name: &str, value: f64| BTreeMap::from([(name.to_owned(), value)]);
+    DurableState {
+        incarnation: "FRAMES 2024-01-01T00:00:00Z".to_owned(),
+        sequence: FrameSeq(frames + 3),
+        frames,
+        input_chain: *blake3::hash(&frames.to_le_bytes()).as_bytes(),
+        control: Control { adapt_enabled: true, generation: 2 },
+        serving: served(0),
+        pending: vec![served(1)],
+        learner: LearnerState {
+            version: WeightsVersion(2),
+            weights: weights(frames + 2, rows),
+            optimizer: OptimizerState { steps: frames / 16, first_moments: moments(frames + 3), second_moments: moments(frames + 4) },
+            policy: PolicyState { averages: average("reliability", 0.1 + 0.2) },
+        },
+        monitor: MonitorState { averages: average("entropy", -0.0), hits: [(true, false), (false, false)].into() },
+    }
+}
+
+/// What is written with it.
+pub fn meta() -> Meta {
+    Meta { created_ns: 1_700_000_000_123_456_789, fingerprints: [("model".to_owned(), "00ff".to_owned())].into() }
+}
+
+fn weights(seed: u64, rows: usize) -> Tensors {
+    let mut weight = normal(seed, 8 * rows);
+    // Values whose bits a detour through decimal text or another type would lose.
+    weight[..3].copy_from_slice(&[-0.0, f32::MIN_POSITIVE / 2.0, f32::MAX]);
+    let tensor =
+        |values: Vec<f32>, shape: &[usize]| Tensor::from_vec(values, shape, &Device::Cpu).expect("as many values as the shape says");
+    [("head.bias".to_owned(), tensor(normal(seed + 1, 3), &[3])), ("head.weight".to_owned(), tensor(weight, &[rows, 8]))].into()
+}
+
+fn normal(seed: u64, count: usize) -> Vec<f32> {
+    let mut values = vec![0.0; count];
+    NoiseKey::from_seed(seed, "test", 0).fill_normal(0, &mut values);
+    values
+}
