@@ -11,7 +11,7 @@ pub struct Moments {
     pub standard_deviation: f64,
 }
 
-/// What is normal: measured once on clean images, by `undrift train statistics`.
+/// What is normal: measured once on clean images, by `undrift train bundle`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statistics {

@@ -1,4 +1,40 @@
 //! `undrift` keeps one image classifier right while the world in front of the cameras changes.
+//!
+//! Cameras publish frames to NATS. Each is answered with a prediction, and from every frame, without a label, the
+//! classifier is improved: a frozen class-conditional diffusion model says how well the classifier's answer explains the
+//! image (Diffusion-TTA, arXiv 2311.16102), and the gradient of that goes into the classifier's weights.
+//!
+//! # The line that a frame takes
+//!
+//! ```text
+//! NATS -> ingest -> decode -> predict -> reply                       the fast lane: a camera waits for this
+//!                                \-> window -> adapt -> new weights  the slow lane: nobody waits for this
+//!                                                  \-> checkpoint
+//!                  every stage -> observations -> telemetry -> /metrics
+//! ```
+//!
+//! [`shell::engine`] is that line in code: a message is decoded ([`decode`]), applied to the [`pipeline`], and the effects
+//! that come out are carried out. The pipeline answers with one [`learner::Classifier`], groups frames into windows and
+//! hands each full window to the [`learner::Adapter`], which asks the [`learner::Judge`] (the diffusion model), lets the
+//! [`policy`] rule whether it is to be believed, takes one step, and gives back new weights. They answer the window after
+//! the next, whatever the clock says.
+//!
+//! # Core and shell
+//!
+//! The core is pure: [`frame`], [`decode`], [`noise`], [`diffusion`], [`model`], [`kernels`], [`learner`], [`policy`],
+//! [`monitor`], [`pipeline`], [`state`], [`checkpoint`]. It has no sockets, files, clock or threads of its own (but for
+//! rayon's, which change no bit), and nothing in it is random but by key. [`shell`] has NATS, HTTP, disk, threads and
+//! signals. [`lab`] trains and evaluates on the same core; the daemon knows nothing of it.
+//!
+//! # Invariants
+//!
+//! - Which weights answer which frame is a function of the stream.
+//! - [`state::DurableState`] is all that the next bit depends on.
+//! - A label reaches metrics, never weights.
+//! - Frozen weights get no gradient and cost none; a trainable parameter without a gradient is an error.
+//!
+//! Shape letters, everywhere: N images or draws, K classes, C channels, H W, T tokens, D hidden, P values of a patch.
+
 pub mod bundle;
 pub mod checkpoint;
 pub mod cli;

@@ -45,7 +45,10 @@ pub struct Monitor {
 impl Monitor {
     pub fn new(statistics: Statistics, classes: usize, state: MonitorState) -> Self {
         let (answered, order) = (HashMap::new(), VecDeque::new());
-        Self { statistics, classes, state, answered, order, drift: DriftState::None, is_collapsed: false }
+        let mut monitor = Self { statistics, classes, state, answered, order, drift: DriftState::None, is_collapsed: false };
+        monitor.drift = drift_state(monitor.drift_score());
+        monitor.is_collapsed = monitor.diversity() < COLLAPSE_DIVERSITY;
+        monitor
     }
 
     pub fn state(&self) -> &MonitorState {
@@ -88,6 +91,14 @@ impl Monitor {
         (self.drift, self.drift_score())
     }
 
+    /// Entropy of the mean prediction over its maximum, 0..=1.
+    pub fn diversity(&self) -> f64 {
+        let even = 1.0 / self.classes as f64;
+        let share = |class| self.state.averages.get(&format!("class {class}")).copied().unwrap_or(even);
+        let shares: Vec<f64> = (0..self.classes).map(share).collect();
+        crate::learner::objective::entropy(&shares) / (self.classes as f64).ln()
+    }
+
     fn hit(&mut self, adapted: bool, source: bool) -> Observation {
         self.state.hits.push_back((adapted, source));
         if self.state.hits.len() > ACCURACY_FRAMES {
@@ -98,8 +109,10 @@ impl Monitor {
     }
 
     fn remember(&mut self, answered: &Answered) {
-        self.answered.insert(answered.frame_id.to_owned(), (answered.label, answered.source_label));
-        self.order.push_back(answered.frame_id.to_owned());
+        let labels = (answered.label, answered.source_label);
+        if self.answered.insert(answered.frame_id.to_owned(), labels).is_none() {
+            self.order.push_back(answered.frame_id.to_owned());
+        }
         if self.order.len() > LABEL_FRAMES
             && let Some(oldest) = self.order.pop_front()
         {
@@ -126,11 +139,7 @@ impl Monitor {
     fn watch_drift(&mut self, source_entropy: f64) -> Option<Observation> {
         self.average("entropy", self.statistics.entropy.mean, source_entropy);
         let score = self.drift_score();
-        let state = match score {
-            score if score >= DRIFT_ALARM => DriftState::Drift,
-            score if score >= DRIFT_WARNING => DriftState::Warning,
-            _ => DriftState::None,
-        };
+        let state = drift_state(score);
         (state != self.drift).then(|| {
             self.drift = state;
             Observation::Drift { state, score }
@@ -139,15 +148,23 @@ impl Monitor {
 
     fn watch_collapse(&mut self, label: ClassIndex) -> Option<Observation> {
         let share = 1.0 / self.classes as f64;
-        let shares: Vec<f64> = (0..self.classes)
-            .map(|class| self.average(&format!("class {class}"), share, if class == label.index() { 1.0 } else { 0.0 }))
-            .collect();
-        let diversity = crate::learner::objective::entropy(&shares) / (self.classes as f64).ln();
+        for class in 0..self.classes {
+            self.average(&format!("class {class}"), share, if class == label.index() { 1.0 } else { 0.0 });
+        }
+        let diversity = self.diversity();
         let is_collapsed = diversity < COLLAPSE_DIVERSITY;
         (is_collapsed != self.is_collapsed).then(|| {
             self.is_collapsed = is_collapsed;
             Observation::Collapse { is_collapsed, diversity }
         })
+    }
+}
+
+fn drift_state(score: f64) -> DriftState {
+    match score {
+        score if score >= DRIFT_ALARM => DriftState::Drift,
+        score if score >= DRIFT_WARNING => DriftState::Warning,
+        _ => DriftState::None,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
 use crate::learner::objective::{argmax, entropy, softmax};
 use crate::learner::{AdaptConfig, AnswerTime, Classifier, source_state};
-use crate::model::{ParameterError, Tensors, VitConfig};
+use crate::model::{ParameterError, Tensors, VitConfig, parameters};
 use crate::monitor::{self, Monitor};
 use crate::noise::{NoiseKey, NoiseSecret};
 use crate::observation::{DriftState, Observation, SkipReason, WindowReport};
@@ -103,6 +103,8 @@ pub struct Status {
     pub estimated_accuracy: Option<f64>,
     pub drift: DriftState,
     pub drift_score: f64,
+    /// Entropy of the mean prediction over its maximum, 0..=1.
+    pub diversity: f64,
     /// How far the diffusion model is believed, 0..=1.
     pub reliability: Option<f64>,
     pub weights_distance: Option<f64>,
@@ -175,10 +177,14 @@ impl Pipeline {
         secret: NoiseSecret,
         start: Start,
     ) -> Result<Self, PipelineError> {
-        let state = match start {
+        let mut state = match start {
             Start::Source { incarnation } => first_state(bundle, config, incarnation),
             Start::Resume(state) => *state,
         };
+        check_weights(&state, bundle)?;
+        // Indices of another `window` mean nothing here: what is pending came out of windows before the next one.
+        let last = (state.frames / u64::try_from(config.window).expect("at most 1024")).saturating_sub(1);
+        state.pending.iter_mut().for_each(|served| served.window = served.window.map(|window| window.min(last)));
         let classifier = |weights: &Tensors| Classifier::frozen(&bundle.classifier_config, weights.clone());
         Ok(Self {
             config: config.clone(),
@@ -259,6 +265,7 @@ impl Pipeline {
             estimated_accuracy: report.map(|report| report.estimated_accuracy),
             drift,
             drift_score,
+            diversity: self.monitor.diversity(),
             reliability: report.map(|report| report.reliability),
             weights_distance: report.map(|report| report.weights_distance),
             windows_adapted: self.tally.windows_adapted,
@@ -473,6 +480,7 @@ impl Pipeline {
         self.current.pending.clear();
         self.serve(Served { version: learner.version, window: None, weights: learner.weights.clone() }, effects)?;
         self.current.learner = learner.clone();
+        self.tally.last_report = None;
         self.answer_held(effects)?;
         self.whole = DurableState {
             control: self.current.control,
@@ -514,6 +522,13 @@ pub struct OutputShape {
     pub top_k: usize,
     /// Windows between two checkpoints, at least 1.
     pub checkpoint_windows: u64,
+}
+
+/// Checks that all weights of a state are those of the bundle's classifier.
+pub fn check_weights(state: &DurableState, bundle: &Bundle) -> Result<(), ParameterError> {
+    let pending = state.pending.iter().map(|served| &served.weights);
+    let mut all = [&state.serving.weights, &state.learner.weights].into_iter().chain(pending);
+    all.try_for_each(|tensors| parameters::check(tensors, &bundle.classifier))
 }
 
 /// The state before the first frame: the source weights serve.

@@ -371,3 +371,27 @@ async fn metrics_are_those_of_the_table_and_lint_clean() {
         assert!(promtool.status.success(), "{}{}", String::from_utf8_lossy(&promtool.stdout), String::from_utf8_lossy(&promtool.stderr));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_frames_a_second_are_answered_with_adaptation_on() {
+    // Goal: the shipped bundle keeps up with a camera, and no window goes unadapted for want of time.
+    // Method: `undrift publish` plays 300 frames at 30 a second; then every frame is answered and every window was judged.
+    const FRAMES: u64 = 300;
+    for server in servers() {
+        for mode in MODES {
+            let (home, broker) = (Home::with_shipped_bundle(), Broker::start(&server).await);
+            let daemon = Daemon::start(&home, &broker, &[&format!("nats.mode={mode}")]).await;
+            let url = broker.url();
+            let played = std::process::Command::new(env!("CARGO_BIN_EXE_undrift"))
+                .args(["publish", "--url", &url, "--rate", "30", "--stream", "contrast", "--length", &FRAMES.to_string()])
+                .status();
+            assert!(played.is_ok_and(|status| status.success()));
+            until("all frames are answered", || async { (daemon.status()["frames"] == FRAMES).then_some(()) }).await;
+            let status = daemon.status();
+            println!("{mode}: {status}");
+            assert_eq!(daemon.metric("undrift_adapt_steps_total{outcome=\"overload\"}"), 0.0);
+            assert!(status["weights_version"].as_u64() > Some(10), "{status}");
+            assert!(status["adapted_accuracy"].as_f64() > status["source_accuracy"].as_f64(), "{status}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ mod tiny;
 
 use AdapterSpeed::{AtLast, AtOnce, Midway};
 use std::collections::VecDeque;
-use undrift::frame::WeightsVersion;
+use undrift::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
 use undrift::learner::{AdaptConfig, Adapter, AnswerTime, source_state};
 use undrift::model::ClassConditioning;
 use undrift::noise::NoiseSecret;
@@ -14,6 +14,22 @@ use undrift::observation::{Observation, SkipReason};
 use undrift::pipeline::{Adapted, Effect, Event, OutputShape, Pipeline, Start};
 use undrift::prediction::Prediction;
 use undrift::state::DurableState;
+
+/// Frame `index` of a fixed stream; sequences start at 1.
+fn frame(channels: usize, index: u64) -> Frame {
+    let image = tiny::image(channels, index);
+    Frame {
+        camera: "cam".to_owned(),
+        frame_id: format!("cam:{}", index + 1),
+        sequence: FrameSeq(index + 1),
+        capture_time_ns: None,
+        broker_time_ns: None,
+        label: Some(ClassIndex((index % 3) as u32)),
+        domain: None,
+        payload_hash: image.hash(),
+        image,
+    }
+}
 
 /// When the pipeline hears of a finished window.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,7 +96,7 @@ impl Run {
                 self.deliver();
             }
             assert!(self.pipeline.is_ready());
-            self.apply(Event::Frame { frame: Box::new(tiny::frame(self.channels, index)), is_overloaded });
+            self.apply(Event::Frame { frame: Box::new(frame(self.channels, index)), is_overloaded });
         }
     }
 
@@ -220,4 +236,25 @@ fn a_switch_survives_a_restart() {
     run.apply(Event::Switch { enabled: false });
     let resumed = Run::start(1, &tiny::config(), Some(run.pipeline.state()));
     assert_eq!(resumed.pipeline.status().adapt, "off");
+}
+
+#[test]
+fn a_changed_window_does_not_strand_weights_that_wait() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..32, false, Midway);
+    let state = run.persisted.last().expect("a checkpoint").clone();
+    assert!(!state.pending.is_empty());
+    let (next, before) = (state.sequence.0, state.pending[0].version);
+    let mut wider = Run::start(1, &AdaptConfig { window: 8, ..tiny::config() }, Some(state));
+    wider.feed(next..next + 24, false, AtOnce);
+    assert!(wider.versions().last() > Some(&before.0), "{:?}", wider.versions());
+}
+
+#[test]
+fn a_state_of_another_model_is_refused() {
+    let run = Run::start(3, &tiny::config(), None);
+    let bundle = tiny::bundle(1, ClassConditioning::Readout);
+    let shape = OutputShape { top_k: 2, checkpoint_windows: 1 };
+    let start = Start::Resume(Box::new(run.pipeline.state()));
+    assert!(Pipeline::new(&bundle, &tiny::config(), shape, NoiseSecret::from_seed(1), start).is_err());
 }

@@ -12,6 +12,7 @@ use crate::lab::summary::{FramePoint, RunRecord, Summary};
 use crate::prediction::Prediction;
 use crate::shell::bundle_reader::read_bundle;
 use clap::Args;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -67,13 +68,17 @@ pub fn run(demo: &Demo) -> Result<(), Box<dyn Error>> {
     let mut live = Live::new(demo.frames, if demo.quiet { Volume::Quiet } else { Volume::Normal });
     let mut points = Vec::new();
     let mut seconds = 0.0;
+    // Frames without an answer yet: more than one only with `answer = "after"`.
+    let mut unanswered = BTreeMap::new();
     for (index, frame) in (0u64..).zip(frames) {
         let frame = frame.into_frame(index);
         // The camera's work, drawing and corrupting a frame, is not the daemon's.
         let started = Instant::now();
         let step = session.frame(frame.clone())?;
         seconds += started.elapsed().as_secs_f64();
+        unanswered.insert(frame.sequence, frame);
         for prediction in step.predictions {
+            let frame = unanswered.remove(&prediction.sequence).expect("each frame is answered once");
             let point = point(&frame, &prediction, &session);
             live.show(&point);
             points.push(point);

@@ -1,7 +1,7 @@
 //! `undrift publish`: plays labelled frames to the daemon, as a camera would.
 
 use super::source::{LabelledPayload, SourceArguments};
-use crate::wire::{PrefixError, Subjects};
+use crate::wire::{self, PrefixError, Subjects};
 use async_nats::HeaderMap;
 use clap::Args;
 use indicatif::ProgressBar;
@@ -38,6 +38,8 @@ pub struct Publish {
 enum PublishError {
     #[error("{0}")]
     Source(Box<dyn std::error::Error>),
+    #[error("--camera {0:?}: 1 to 64 letters, digits, - and _ are accepted")]
+    Camera(String),
     #[error("--rate {0}: a number above 0, at most 10000, is accepted")]
     Rate(f64),
     #[error(transparent)]
@@ -68,6 +70,9 @@ pub fn run(command: &Publish) -> ExitCode {
 async fn publish(command: &Publish) -> Result<(), PublishError> {
     let interval = Duration::try_from_secs_f64(command.rate.recip()).ok().filter(|interval| *interval >= Duration::from_micros(100));
     let interval = interval.ok_or(PublishError::Rate(command.rate))?;
+    if !wire::is_camera_id(&command.camera) {
+        return Err(PublishError::Camera(command.camera.clone()));
+    }
     let subject = Subjects::new(&command.prefix)?.frames(&command.camera);
     let frames = command.source.load().map_err(PublishError::Source)?;
     let client = async_nats::connect(&command.url).await.map_err(PublishError::nats)?;

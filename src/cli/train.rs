@@ -142,6 +142,10 @@ fn training(run: &Run, weight_decay: f32) -> TrainingRun {
 const CURVE: [u32; 8] = [20, 60, 100, 200, 300, 400, 500, 600];
 
 fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
+    // Both are written below; the configuration wants them to be there.
+    for name in ["statistics.json", "BLAKE3SUMS"] {
+        File::options().create(true).append(true).open(finish.dir.join(name))?;
+    }
     let config = Config::load(&finish.dir.join("undrift.toml"), &[], std::iter::empty())?;
     let labels = std::fs::read_to_string(&config.bundle.files.labels)?.lines().count();
     let weights = |path: &Path| Ok::<_, Box<dyn Error>>(parameters::read(&std::fs::read(path)?)?);
@@ -149,6 +153,9 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     let judge = Judge::new(&config.bundle.diffusion_config(labels), weights(&config.bundle.files.diffusion)?)?;
     let mut test = dataset::load(&finish.data, Split::Test)?;
     let rest = test.split_off(finish.sample.min(test.len()));
+    if rest.is_empty() {
+        return Err("--sample leaves no images for the statistics".into());
+    }
     write_sample(&finish.dir, &test)?;
     let timesteps: Vec<Timestep> = config.adapt.timesteps.iter().map(|&t| Timestep(t)).collect();
     let measured = statistics::measure(&classifier, &judge, &timesteps, &rest, finish.seed)?;

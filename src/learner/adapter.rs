@@ -8,11 +8,11 @@ use super::condition;
 use super::config::{AdaptConfig, ObjectiveKind};
 use super::judge::{Judge, Verdict};
 use super::objective::{LossAndGradient, cross_entropy, score};
-use super::optimizer::{Gradients, Optimizer, StepError, StepReport};
+use super::optimizer::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport};
 use crate::bundle::{Bundle, Statistics};
 use crate::diffusion::Timestep;
 use crate::frame::WeightsVersion;
-use crate::model::{ParameterError, Tensors};
+use crate::model::{ParameterError, Tensors, VitConfig};
 use crate::noise::NoiseKey;
 use crate::observation::{SkipReason, WindowReport};
 use crate::pipeline::{Adapted, Job, Outcome, WindowFrame};
@@ -35,6 +35,7 @@ pub enum AdaptError {
 /// The classifier that learns, its judge, its optimizer, its anchor.
 pub struct Adapter {
     config: AdaptConfig,
+    classifier_config: VitConfig,
     timesteps: Vec<Timestep>,
     classifier: Classifier,
     judge: Judge,
@@ -66,6 +67,7 @@ impl Adapter {
             statistics: bundle.statistics,
             version: learner.version,
             policy: PolicyState::default(),
+            classifier_config: bundle.classifier_config,
             config: config.clone(),
         };
         adapter.restore(learner)?;
@@ -107,6 +109,9 @@ impl Adapter {
             Decision::Abstain => return self.go_back(self.config.anchor_pull_shut, SkipReason::Unreliable, report),
             Decision::Retreat => return self.go_back(self.config.anchor_pull_retreat, SkipReason::Misfit, report),
         };
+        if lessons.iter().all(|lesson| lesson.weight == 0.0) {
+            return self.go_back(self.config.anchor_pull, SkipReason::Unreliable, report);
+        }
         let (loss, logit_gradients) = self.window_gradient(&forward, verdicts, lessons);
         report.loss = loss;
         let gradients = self.classifier.gradients(&forward, &logit_gradients).map_err(AdaptError::Step)?;
@@ -115,8 +120,7 @@ impl Adapter {
 
     /// Learns nothing, and moves towards the source weights; new weights, unless it is there already.
     fn go_back(&mut self, pull: f64, reason: SkipReason, mut report: WindowReport) -> Result<Outcome, AdaptError> {
-        if self.distance()? > 0.0 {
-            self.pull(pull)?;
+        if self.pull(pull)? {
             self.version = WeightsVersion(self.version.0 + 1);
         }
         report.weights_distance = self.distance()?;
@@ -141,7 +145,8 @@ impl Adapter {
             let gradients = self.classifier.gradients(&forward, &gradient.logit_gradients).map_err(AdaptError::Step)?;
             match self.step(&gradients, report)? {
                 Outcome::Learned(of_step) => report = of_step,
-                skipped => return Ok(skipped),
+                skipped if step == 0 => return Ok(skipped),
+                Outcome::Skipped(..) => break,
             }
         }
         Ok(Outcome::Learned(report))
@@ -171,7 +176,10 @@ impl Adapter {
         let stepped = self.optimizer.step(variables, gradients, self.config.learning_rate, self.config.gradient_norm_max);
         match stepped {
             Ok(StepReport { gradient_norm }) => report.gradient_norm = gradient_norm,
-            Err(StepError::NotFinite { .. }) => return Ok(Outcome::Skipped(SkipReason::Rejected, Some(report))),
+            Err(StepError::NotFinite { .. }) => {
+                report.weights_distance = self.distance()?;
+                return Ok(Outcome::Skipped(SkipReason::Rejected, Some(report)));
+            }
             Err(error) => return Err(AdaptError::Step(error)),
         }
         self.pull(self.config.anchor_pull)?;
@@ -181,21 +189,27 @@ impl Adapter {
         if !is_in_bounds {
             self.classifier.parameters().restore(&before.0)?;
             self.optimizer.restore(before.1);
+            report.weights_distance = self.distance()?;
             return Ok(Outcome::Skipped(SkipReason::Rejected, Some(report)));
         }
         self.version = WeightsVersion(self.version.0 + 1);
         Ok(Outcome::Learned(report))
     }
 
-    /// Moves the trainable parameters the share `pull` of their way back to the source weights.
-    fn pull(&self, pull: f64) -> Result<(), AdaptError> {
+    /// Moves the trainable parameters the share `pull` of their way back to the source weights; says whether any moved.
+    fn pull(&self, pull: f64) -> Result<bool, AdaptError> {
         let pull = pull as f32;
+        let mut is_moved = false;
         for (name, variable) in self.classifier.parameters().variables() {
             let mut values = variable.flatten_all()?.to_vec1::<f32>()?;
-            values.iter_mut().zip(&self.source[name]).for_each(|(value, &source)| *value += pull * (source - *value));
+            for (value, &source) in values.iter_mut().zip(&self.source[name]) {
+                let next = *value + pull * (source - *value);
+                is_moved |= next != *value;
+                *value = next;
+            }
             variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu)?)?;
         }
-        Ok(())
+        Ok(is_moved)
     }
 
     /// |weights - source| / |source| over the trainable parameters.
@@ -230,11 +244,29 @@ impl Adapter {
     }
 
     fn restore(&mut self, learner: LearnerState) -> Result<(), AdaptError> {
-        self.classifier.parameters().restore(&learner.weights)?;
-        self.optimizer.restore(learner.optimizer);
+        // All weights, also those that do not learn now and may have learned under another configuration.
+        self.classifier = Classifier::trainable(&self.classifier_config, &learner.weights, self.config.trainable)?;
+        let state = if self.is_usable(&learner.optimizer) { learner.optimizer } else { OptimizerState::default() };
+        self.optimizer.restore(state);
         self.version = learner.version;
         self.policy = learner.policy;
         Ok(())
+    }
+}
+
+impl Adapter {
+    /// Whether moments are those of this optimizer and these parameters; of others they would mean nothing.
+    fn is_usable(&self, state: &OptimizerState) -> bool {
+        let variables = self.classifier.parameters().variables();
+        let fit = |moments: &BTreeMap<String, Vec<f32>>| {
+            let is_of = |(name, values): (&String, &Vec<f32>)| variables.get(name).is_some_and(|v| v.elem_count() == values.len());
+            moments.len() == variables.len() && moments.iter().all(is_of)
+        };
+        fit(&state.first_moments)
+            && match self.config.optimizer {
+                OptimizerConfig::Sgd { .. } => state.second_moments.is_empty(),
+                OptimizerConfig::AdamW { .. } => fit(&state.second_moments),
+            }
     }
 }
 

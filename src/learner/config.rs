@@ -166,9 +166,26 @@ impl AdaptConfig {
                 "1 to 1024",
             ),
         ];
+        self.check_optimizer()?;
         match checks.into_iter().find(|(_, _, is_in_range, _)| !is_in_range) {
             Some((field, value, _, range)) => Err(AdaptRangeError { field, value, range }),
             None => Ok(()),
+        }
+    }
+
+    /// Outside these ranges the first step is not a number, or every step is larger than the last.
+    fn check_optimizer(&self) -> Result<(), AdaptRangeError> {
+        let below_one = |value: f32| (0.0..1.0).contains(&value);
+        let (is_in_range, range) = match self.optimizer {
+            OptimizerConfig::Sgd { momentum } => (below_one(momentum), "momentum from 0, below 1"),
+            OptimizerConfig::AdamW { beta1, beta2, adam_eps, weight_decay } => (
+                below_one(beta1) && below_one(beta2) && adam_eps > 0.0 && adam_eps.is_finite() && (0.0..=10.0).contains(&weight_decay),
+                "beta1 and beta2 from 0, below 1; adam_eps above 0; weight_decay 0 to 10",
+            ),
+        };
+        match is_in_range {
+            true => Ok(()),
+            false => Err(AdaptRangeError { field: "optimizer", value: format!("{:?}", self.optimizer), range }),
         }
     }
 }

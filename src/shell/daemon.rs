@@ -22,16 +22,16 @@ use super::nats::{self, Control, NatsError};
 use super::queue::{AtLimit, Inbox, Limits, Order, Outbox, Outgoing};
 use super::status::{Phase, Shared};
 use super::store::{Store, StoreError};
-use super::store_thread::{self, StoreQueue};
+use super::store_thread::{self, Save, StoreOrder, StoreQueue};
 use super::telemetry::{self, Telemetry, TelemetryError};
 use crate::bundle::Bundle;
 use crate::checkpoint::Meta;
 use crate::config::{Config, NatsMode};
-use crate::frame::FrameSeq;
-use crate::learner::{AdaptError, Adapter};
+use crate::frame::{FrameSeq, WeightsVersion};
+use crate::learner::{AdaptError, Adapter, source_state};
 use crate::noise::NoiseSecret;
 use crate::pipeline::{Job, OutputShape, Pipeline, PipelineError, Start};
-use crate::state::DurableState;
+use crate::state::{DurableState, MonitorState, Served};
 use crate::wire::{PrefixError, Subjects};
 use async_nats::jetstream::Context;
 use async_nats::{Client, HeaderMap};
@@ -146,14 +146,18 @@ impl Daemon {
         let bundle = read_bundle(&config.bundle)?;
         let mut store = Store::open(&config.checkpoint.dir, config.checkpoint.keep)?;
         let secret = store.noise_key(&config.noise)?;
-        let recovery = store.latest()?;
+        let mut recovery = store.latest()?;
         for quarantined in &recovery.quarantined {
             tracing::error!(generation = %quarantined.generation, path = %quarantined.path.display(), reason = quarantined.reason, "damaged checkpoint moved away");
         }
         let meta = Meta { created_ns: 0, fingerprints: fingerprints(&config, &bundle, &secret) };
-        if let Some(restored) = &recovery.newest {
-            let differing = restored.meta.differing(&meta.fingerprints);
+        if let Some(restored) = &mut recovery.newest {
+            let differing: Vec<String> = restored.meta.differing(&meta.fingerprints).into_iter().map(|name| name.to_string()).collect();
             tracing::info!(generation = %restored.generation, sequence = restored.state.sequence.0, ?differing, "checkpoint restored");
+            if differing.iter().any(|name| name == "bundle") {
+                tracing::warn!("the checkpoint is of another bundle: starting from the new source weights");
+                start_from_source(&mut restored.state, &bundle);
+            }
         }
         let at_limit = at_limit(config.nats.mode);
         let limits = Limits { frames: config.nats.queue_frames_max, bytes: config.nats.queue_bytes_max, at_limit };
@@ -283,6 +287,8 @@ impl Daemon {
                 sequence = state.sequence.0,
                 "the stream is not the checkpoint's: weights are kept"
             );
+            // On disk at once: were the stream to grow past the old number first, the change could not be seen any more.
+            self.lines.store.push(StoreOrder::Save(Save { state: Box::new(state.clone()), ticket: 0, replies: Vec::new() }));
             self.announce(change, &state);
         }
         let id_prefix = id_prefix(&state.incarnation, facts.is_some());
@@ -300,6 +306,15 @@ impl Daemon {
             made: Instant::now(),
         });
     }
+}
+
+/// Weights of another bundle are another model's: position and switches are kept, what was learned is not.
+fn start_from_source(state: &mut DurableState, bundle: &Bundle) {
+    let version = WeightsVersion(state.serving.version.max(state.learner.version).0 + 1);
+    state.learner = source_state(&bundle.classifier, version);
+    state.serving = Served { version, window: None, weights: bundle.classifier.clone() };
+    state.pending.clear();
+    state.monitor = MonitorState::default();
 }
 
 /// Makes a checkpoint's state fit the stream that is there; names what had to be changed.
@@ -349,6 +364,8 @@ fn fingerprints(config: &Config, bundle: &Bundle, secret: &NoiseSecret) -> BTree
     }
     let entries = [
         ("build", env!("CARGO_PKG_VERSION").to_owned()),
+        // The list of hashes that every file of the bundle was checked against.
+        ("bundle", blake3::hash(&std::fs::read(&config.bundle.files.hashes).unwrap_or_default()).to_hex().to_string()),
         ("configuration", config.fingerprint()),
         ("labels", labels.finalize().to_hex().to_string()),
         ("noise_key", secret.id()),

@@ -218,7 +218,10 @@ impl Engine {
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
         // Before the answers leave: who has an answer and asks for the status finds it counted.
-        self.lines.shared.set_pipeline(self.pipeline.status());
+        let status = self.pipeline.status();
+        telemetry::DRIFT_SCORE.set(status.drift_score);
+        telemetry::PREDICTION_DIVERSITY.set(status.diversity);
+        self.lines.shared.set_pipeline(status);
         for effect in effects {
             match effect {
                 Effect::Answer(prediction) => self.reply(*prediction),

@@ -228,6 +228,7 @@ pub async fn publish(client: Client, stream: Option<jetstream::Context>, outbox:
                     inbox.nudge();
                 }
                 (Some(message), _) => {
+                    inbox.nudge();
                     let is_prediction = message.is_prediction;
                     telemetry::STAGE_DURATION.record_by("publish", message.made.elapsed().as_secs_f64());
                     // Fails only for a connection that was closed, or a payload above the server's limit.

@@ -110,21 +110,28 @@ impl Drop for Broker {
 /// A folder with a bundle of small random models, and the daemon's state.
 pub struct Home {
     dir: TempDir,
+    config: PathBuf,
 }
 
 impl Home {
     pub fn new() -> Self {
         let dir = TempDir::new().expect("temporary folders can be made");
         write_bundle(dir.path());
-        Self { dir }
+        Self { config: dir.path().join("undrift.toml"), dir }
+    }
+
+    /// With the bundle that ships.
+    pub fn with_shipped_bundle() -> Self {
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/fashion-mnist/undrift.toml");
+        Self { config, dir: TempDir::new().expect("temporary folders can be made") }
     }
 
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn config(&self) -> PathBuf {
-        self.dir.path().join("undrift.toml")
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 }
 
@@ -150,7 +157,11 @@ impl Daemon {
         let file = std::fs::File::create(&log).expect("the temporary folder takes files");
         let mut command = Command::new(env!("CARGO_BIN_EXE_undrift"));
         command.args(["run", "--config"]).arg(home.config());
-        let own = [format!("nats.urls=nats://127.0.0.1:{nats_port}"), format!("http.listen=127.0.0.1:{http_port}")];
+        let own = [
+            format!("nats.urls=nats://127.0.0.1:{nats_port}"),
+            format!("http.listen=127.0.0.1:{http_port}"),
+            format!("checkpoint.dir={}", home.path().join("state").display()),
+        ];
         for set in own.iter().map(String::as_str).chain(sets.iter().copied()) {
             command.args(["--set", set]);
         }

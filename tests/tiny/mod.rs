@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use undrift::bundle::{Bundle, Moments, Statistics};
-use undrift::frame::{ClassIndex, Frame, FrameSeq, Image};
+use undrift::frame::Image;
 use undrift::learner::{AdaptConfig, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
 use undrift::model::{ClassConditioning, Dit, DitConfig, ImageShape, Tensors, TrunkConfig, Vit, VitConfig};
 use undrift::noise::NoiseKey;
@@ -72,20 +72,4 @@ pub fn image(channels: usize, seed: u64) -> Image {
     let key = NoiseKey::from_seed(seed, "image", 0);
     let pixels = (0..64 * channels).map(|i| key.uniform_below(i as u32, 256) as u8).collect();
     Image::new(channels, 8, 8, pixels)
-}
-
-/// Frame `index` of a fixed stream; sequences start at 1.
-pub fn frame(channels: usize, index: u64) -> Frame {
-    let image = image(channels, index);
-    Frame {
-        camera: "cam".to_owned(),
-        frame_id: format!("cam:{}", index + 1),
-        sequence: FrameSeq(index + 1),
-        capture_time_ns: None,
-        broker_time_ns: None,
-        label: Some(ClassIndex((index % 3) as u32)),
-        domain: None,
-        payload_hash: image.hash(),
-        image,
-    }
 }
