@@ -1,7 +1,7 @@
 # make test   everything that the project promises, on real servers (installs what it needs)
 # make lint   formatting and lints
 # make bench  speed, with ratios
-# make train  the weights of configs/fashion-mnist, from the data set (two hours on two cores)
+# make train  the weights of configs/fashion-mnist, from the data set (about an hour and a half on two cores)
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 CARGO ?= cargo
@@ -36,7 +36,9 @@ $(NATS_NEW):
 	chmod +x $@
 
 train:
-	$(CARGO) run --release -- train classifier --out target/train/classifier.safetensors
+	mkdir -p target/train
+	$(CARGO) run --release -- train classifier --out target/train/classifier.safetensors --steps 12000
+	$(CARGO) run --release -- train classifier --out target/train/classifier.safetensors --steps 22000
 	$(CARGO) run --release -- train diffusion --out target/train/diffusion.safetensors
 	cp target/train/classifier.safetensors target/train/diffusion.safetensors $(BUNDLE)/
 	$(CARGO) run --release -- train bundle --dir $(BUNDLE)
