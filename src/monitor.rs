@@ -22,6 +22,7 @@ const COLLAPSE_DIVERSITY: f64 = 0.3;
 
 /// What the monitor sees of an answer.
 pub struct Answered<'a> {
+    pub camera: &'a str,
     pub frame_id: &'a str,
     pub label: ClassIndex,
     pub source_label: ClassIndex,
@@ -35,9 +36,10 @@ pub struct Monitor {
     statistics: Statistics,
     classes: usize,
     state: MonitorState,
-    /// (adapted label, source label) by frame, for labels that come later.
-    answered: HashMap<String, (ClassIndex, ClassIndex)>,
-    order: VecDeque<String>,
+    /// (adapted label, source label) by camera and frame, for labels that come later.
+    answered: HashMap<(String, String), (ClassIndex, ClassIndex)>,
+    /// Keys of `answered`, oldest first.
+    order: VecDeque<(String, String)>,
     drift: DriftState,
     is_collapsed: bool,
 }
@@ -68,9 +70,11 @@ impl Monitor {
     }
 
     /// Matches a label that came later.
-    pub fn labelled(&mut self, frame_id: &str, truth: ClassIndex) -> Vec<Observation> {
-        match self.answered.remove(frame_id) {
+    pub fn labelled(&mut self, camera: String, frame_id: String, truth: ClassIndex) -> Vec<Observation> {
+        let key = (camera, frame_id);
+        match self.answered.remove(&key) {
             Some((label, source_label)) => {
+                self.order.retain(|answered| *answered != key);
                 let (adapted_hit, source_hit) = (label == truth, source_label == truth);
                 vec![Observation::Labelled { adapted_hit, source_hit }, self.hit(adapted_hit, source_hit)]
             }
@@ -110,8 +114,9 @@ impl Monitor {
 
     fn remember(&mut self, answered: &Answered) {
         let labels = (answered.label, answered.source_label);
-        if self.answered.insert(answered.frame_id.to_owned(), labels).is_none() {
-            self.order.push_back(answered.frame_id.to_owned());
+        let key = (answered.camera.to_owned(), answered.frame_id.to_owned());
+        if self.answered.insert(key.clone(), labels).is_none() {
+            self.order.push_back(key);
         }
         if self.order.len() > LABEL_FRAMES
             && let Some(oldest) = self.order.pop_front()
@@ -179,17 +184,19 @@ mod tests {
     }
 
     fn answer(frame_id: &str, label: u32, source_entropy: f64, truth: Option<u32>) -> Answered<'_> {
-        Answered { frame_id, label: ClassIndex(label), source_label: ClassIndex(0), source_entropy, truth: truth.map(ClassIndex) }
+        let truth = truth.map(ClassIndex);
+        Answered { camera: "cam", frame_id, label: ClassIndex(label), source_label: ClassIndex(0), source_entropy, truth }
     }
 
     #[test]
     fn a_label_that_comes_later_counts_once_and_an_unknown_one_is_said_so() {
         let mut monitor = monitor();
         monitor.answered(&answer("a", 3, 0.4, None));
-        let seen = monitor.labelled("a", ClassIndex(3));
+        assert_eq!(monitor.labelled("other".to_owned(), "a".to_owned(), ClassIndex(3)), [Observation::LabelUnmatched]);
+        let seen = monitor.labelled("cam".to_owned(), "a".to_owned(), ClassIndex(3));
         assert_eq!(seen[0], Observation::Labelled { adapted_hit: true, source_hit: false });
         assert_eq!(seen[1], Observation::Accuracy { adapted: 1.0, source: 0.0 });
-        assert_eq!(monitor.labelled("a", ClassIndex(3)), [Observation::LabelUnmatched]);
+        assert_eq!(monitor.labelled("cam".to_owned(), "a".to_owned(), ClassIndex(3)), [Observation::LabelUnmatched]);
     }
 
     #[test]

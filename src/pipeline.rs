@@ -26,7 +26,7 @@ pub enum Event {
     /// The adapter has finished a window.
     Adapted(Box<Adapted>),
     /// Truth that came later; for metrics only.
-    Label { frame_id: String, label: ClassIndex },
+    Label { camera: String, frame_id: String, label: ClassIndex },
     /// An operator switched adaptation. Off holds the weights that answer now.
     Switch { enabled: bool },
     /// An operator asked for the source weights.
@@ -230,7 +230,7 @@ impl Pipeline {
         match event {
             Event::Frame { frame, is_overloaded } => self.frame(*frame, is_overloaded, &mut effects)?,
             Event::Adapted(adapted) => self.adapted(*adapted, &mut effects)?,
-            Event::Label { frame_id, label } => observe(self.monitor.labelled(&frame_id, label), &mut effects),
+            Event::Label { camera, frame_id, label } => observe(self.monitor.labelled(camera, frame_id, label), &mut effects),
             Event::Switch { enabled } => self.switch(enabled, &mut effects),
             Event::Reset => {
                 let learner = source_state(&self.source_weights, self.next_version());
@@ -309,6 +309,7 @@ impl Pipeline {
         };
         let prediction = self.prediction(frame, studied, &probabilities);
         let answered = monitor::Answered {
+            camera: &frame.camera,
             frame_id: &frame.frame_id,
             label: prediction.label,
             source_label: prediction.source_label,

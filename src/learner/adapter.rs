@@ -252,9 +252,7 @@ impl Adapter {
         self.policy = learner.policy;
         Ok(())
     }
-}
 
-impl Adapter {
     /// Whether moments are those of this optimizer and these parameters; of others they would mean nothing.
     fn is_usable(&self, state: &OptimizerState) -> bool {
         let variables = self.classifier.parameters().variables();

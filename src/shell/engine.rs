@@ -167,7 +167,7 @@ impl Engine {
                 self.windows_out = self.windows_out.saturating_sub(1);
                 self.apply(Event::Adapted(adapted))
             }
-            Order::Label(label) => self.apply(Event::Label { frame_id: label.frame_id, label: label.label }),
+            Order::Label { camera, label } => self.apply(Event::Label { camera, frame_id: label.frame_id, label: label.label }),
             Order::Control(command, reply) => self.control(command, reply),
             Order::RollBack(state, reply) => {
                 self.apply(Event::RollBack(state))?;

@@ -134,9 +134,13 @@ pub async fn take_frames(client: &Client, subjects: &Subjects, lines: &Lines, mu
 /// Takes labels in until the connection is closed.
 pub async fn take_labels(mut labels: Subscriber, inbox: Arc<Inbox>, classes: usize) {
     while let Some(message) = labels.next().await {
+        let camera = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
         match wire::parse_label(&message.payload, classes) {
-            Ok(label) if inbox.push_order(Order::Label(label.clone())) => {}
-            Ok(_) => telemetry::LABELS_RECEIVED.count_by("shed"),
+            Ok(label) => {
+                if !inbox.push_order(Order::Label { camera, label }) {
+                    telemetry::LABELS_RECEIVED.count_by("shed");
+                }
+            }
             Err(error) => {
                 telemetry::LABELS_RECEIVED.count_by("rejected");
                 tracing::debug!(%error, "label rejected");

@@ -35,7 +35,10 @@ pub type Answer = Result<serde_json::Value, String>;
 /// What overtakes frames.
 pub enum Order {
     Adapted(Box<Adapted>),
-    Label(LabelMessage),
+    Label {
+        camera: String,
+        label: LabelMessage,
+    },
     Control(Command, oneshot::Sender<Answer>),
     /// A state that the store has read for an operator.
     RollBack(Box<DurableState>, oneshot::Sender<Answer>),
@@ -130,7 +133,7 @@ impl Inbox {
     pub fn push_order(&self, order: Order) -> bool {
         let mut lanes = self.lanes.lock();
         // What comes from within has limits of its own: one `Stop`, and a few windows at the adapter.
-        let is_limited = matches!(order, Order::Label(_) | Order::Control(..));
+        let is_limited = matches!(order, Order::Label { .. } | Order::Control(..));
         if is_limited && lanes.orders.len() >= ORDERS_MAX {
             return false;
         }
