@@ -1,7 +1,7 @@
 # make test   everything that the project promises, on real servers (installs what it needs)
 # make lint   formatting and lints
-# make bench  speed, with ratios
-# make train  the weights of configs/fashion-mnist, from the data set (about an hour and a half on two cores)
+# make bench  what each stage costs
+# make train  the weights of configs/fashion-mnist, from the data set (hours on two cores)
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 CARGO ?= cargo
