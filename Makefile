@@ -37,9 +37,8 @@ $(NATS_NEW):
 
 train:
 	mkdir -p target/train
-	$(CARGO) run --release -- train classifier --out target/train/classifier.safetensors --steps 12000
-	$(CARGO) run --release -- train classifier --out target/train/classifier.safetensors --steps 22000
-	$(CARGO) run --release -- train diffusion --out target/train/diffusion.safetensors
+	$(CARGO) run --release -- train classifier --out target/train/classifier.safetensors --steps 9000 --learning-rate 2e-3
+	$(CARGO) run --release -- train diffusion --out target/train/diffusion.safetensors --steps 16000 --learning-rate 2e-3
 	cp target/train/classifier.safetensors target/train/diffusion.safetensors $(BUNDLE)/
 	$(CARGO) run --release -- train bundle --dir $(BUNDLE)
 

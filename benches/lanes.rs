@@ -36,11 +36,11 @@ fn measure(name: &str, frames: usize, mut work: impl FnMut()) {
 
 fn main() {
     let config = Config::load(Path::new("configs/fashion-mnist/undrift.toml"), &[], std::iter::empty()).expect("the shipped configuration");
-    let bundle = read_bundle(&config.bundle).expect("the shipped bundle");
+    let bundle = read_bundle(&config).expect("the shipped bundle");
     let classifier = Classifier::frozen(&bundle.classifier_config, bundle.classifier.clone()).expect("a classifier");
     let learner = source_state(&bundle.classifier, WeightsVersion(0));
     let mut adapter = Adapter::new(&bundle, &config.adapt, learner).expect("an adapter");
-    let elements = bundle.classifier_config.trunk.image.elements();
+    let elements = bundle.classifier_config.image().elements();
     let frame = |index| {
         let key = NoiseKey::from_seed(1, "bench", index);
         let mut planes = vec![0f32; elements];

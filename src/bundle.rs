@@ -1,6 +1,6 @@
 //! A bundle: the weights of both models, the labels, and what the source model does on clean images.
 
-use crate::model::{DitConfig, ParameterError, Tensors, VitConfig};
+use crate::model::{ClassifierConfig, DitConfig, ParameterError, Tensors};
 use serde::{Deserialize, Serialize};
 
 /// Mean and spread of one quantity on clean images.
@@ -12,9 +12,11 @@ pub struct Moments {
 }
 
 /// What is normal: measured once on clean images, by `undrift train bundle`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statistics {
+    /// Of the draws that the figures of the diffusion model were measured with.
+    pub timesteps: Vec<u32>,
     /// Accuracy of the source classifier, 0..=1.
     pub source_accuracy: f64,
     /// Accuracy of the diffusion model's verdict over the configured draws, 0..=1.
@@ -30,7 +32,7 @@ pub struct Statistics {
 /// All that a daemon starts from.
 #[derive(Clone, Debug)]
 pub struct Bundle {
-    pub classifier_config: VitConfig,
+    pub classifier_config: ClassifierConfig,
     pub classifier: Tensors,
     pub diffusion_config: DitConfig,
     pub diffusion: Tensors,

@@ -10,7 +10,7 @@ mod settings;
 pub use settings::{Origin, Setting, Settings, Suggestion, redact};
 
 use crate::learner::AdaptConfig;
-use crate::model::{ClassConditioning, DitConfig, ImageShape, ShapeError, TrunkConfig, VitConfig};
+use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, ShapeError, TrunkConfig, VitConfig};
 use crate::noise::NoiseSecret;
 use async_nats::ServerAddr;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -116,14 +116,28 @@ struct RawConfig {
 }
 
 #[derive(Deserialize)]
+#[serde(tag = "architecture", rename_all = "lowercase")]
+enum RawClassifier {
+    Vit(RawVit),
+    ResNet(RawResNet),
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawClassifier {
+struct RawVit {
     patch: usize,
     patch_window: usize,
     hidden: usize,
     depth: usize,
     heads: usize,
     mlp_ratio: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawResNet {
+    width: usize,
+    blocks: usize,
 }
 
 #[derive(Deserialize)]
@@ -157,8 +171,15 @@ pub struct BundleFiles {
 pub struct BundleConfig {
     /// All of them were there when the configuration was loaded.
     pub files: BundleFiles,
-    pub classifier: TrunkConfig,
+    classifier: Architecture,
     pub diffusion: DiffusionConfig,
+}
+
+/// A classifier but for the number of classes.
+#[derive(Clone, Copy, Debug, Serialize)]
+enum Architecture {
+    Vit(TrunkConfig),
+    ResNet { image: ImageShape, width: usize, blocks: usize },
 }
 
 /// A diffusion model but for the number of classes.
@@ -172,11 +193,20 @@ pub struct DiffusionConfig {
 
 impl BundleConfig {
     fn check(raw: &RawConfig, settings: &Settings) -> Result<Self, ConfigError> {
-        let RawClassifier { patch, patch_window, hidden, depth, heads, mlp_ratio } = raw.classifier;
-        let classifier = TrunkConfig { image: raw.image, patch, patch_window, hidden, depth, heads, mlp_ratio };
+        let classifier = match raw.classifier {
+            RawClassifier::Vit(RawVit { patch, patch_window, hidden, depth, heads, mlp_ratio }) => {
+                let trunk = TrunkConfig { image: raw.image, patch, patch_window, hidden, depth, heads, mlp_ratio };
+                trunk.check().map_err(|source| ConfigError::Shape { section: "classifier", source })?;
+                Architecture::Vit(trunk)
+            }
+            RawClassifier::ResNet(RawResNet { width, blocks }) => {
+                settings.check_range("classifier.width", width, 1..=1024)?;
+                settings.check_range("classifier.blocks", blocks, 1..=9)?;
+                Architecture::ResNet { image: raw.image, width, blocks }
+            }
+        };
         let RawDiffusion { conditioning, num_timesteps, patch, patch_window, hidden, depth, heads, mlp_ratio } = raw.diffusion;
         let trunk = TrunkConfig { image: raw.image, patch, patch_window, hidden, depth, heads, mlp_ratio };
-        classifier.check().map_err(|source| ConfigError::Shape { section: "classifier", source })?;
         trunk.check().map_err(|source| ConfigError::Shape { section: "diffusion", source })?;
         settings.check_range("diffusion.num_timesteps", num_timesteps, 1..=10_000)?;
         let files = &raw.bundle;
@@ -191,8 +221,11 @@ impl BundleConfig {
     }
 
     /// The classifier of a bundle with this many labels.
-    pub fn classifier_config(&self, classes: usize) -> VitConfig {
-        VitConfig { trunk: self.classifier, classes }
+    pub fn classifier_config(&self, classes: usize) -> ClassifierConfig {
+        match self.classifier {
+            Architecture::Vit(trunk) => ClassifierConfig::Vit(VitConfig { trunk, classes }),
+            Architecture::ResNet { image, width, blocks } => ClassifierConfig::ResNet(ResNetConfig { image, width, blocks, classes }),
+        }
     }
 
     /// The diffusion model of a bundle with this many labels.

@@ -55,3 +55,10 @@ pub mod prediction;
 pub mod shell;
 pub mod state;
 pub mod wire;
+
+// The tiny models of `tests/`, which know the crate by its name, serve unit tests too.
+#[cfg(test)]
+extern crate self as undrift;
+#[cfg(test)]
+#[path = "../tests/tiny/mod.rs"]
+mod tiny;

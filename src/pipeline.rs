@@ -11,7 +11,7 @@ use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
 use crate::learner::objective::{argmax, entropy, softmax};
 use crate::learner::{AdaptConfig, AnswerTime, Classifier, source_state};
-use crate::model::{ParameterError, Tensors, VitConfig, parameters};
+use crate::model::{ClassifierConfig, ParameterError, Tensors, parameters};
 use crate::monitor::{self, Monitor};
 use crate::noise::{NoiseKey, NoiseSecret};
 use crate::observation::{DriftState, Observation, SkipReason, WindowReport};
@@ -139,7 +139,7 @@ struct Tally {
 /// The daemon's core. One thread owns it.
 pub struct Pipeline {
     config: AdaptConfig,
-    classifier_config: VitConfig,
+    classifier_config: ClassifierConfig,
     labels: Vec<String>,
     top_k: usize,
     checkpoint_windows: u64,
@@ -147,6 +147,8 @@ pub struct Pipeline {
     source_weights: Tensors,
     source: Classifier,
     serving: Classifier,
+    /// Whether the weights that answer are the source's, bit for bit.
+    is_source_serving: bool,
     /// State at the newest border whose windows are all finished; what a checkpoint holds.
     whole: DurableState,
     /// Borders that still wait for the adapter, oldest first; at most `lag` of them.
@@ -196,7 +198,8 @@ impl Pipeline {
             source_weights: bundle.classifier.clone(),
             source: classifier(&bundle.classifier)?,
             serving: classifier(&state.serving.weights)?,
-            monitor: Monitor::new(bundle.statistics, bundle.labels.len(), state.monitor.clone()),
+            is_source_serving: parameters::are_equal(&state.serving.weights, &bundle.classifier)?,
+            monitor: Monitor::new(bundle.statistics.clone(), bundle.labels.len(), state.monitor.clone()),
             whole: state.clone(),
             current: state,
             borders: VecDeque::new(),
@@ -242,6 +245,24 @@ impl Pipeline {
                 self.replace(LearnerState { version, ..state.learner }, &mut effects)?;
                 effects.push(Effect::Observe(Observation::RolledBack { version }));
             }
+        }
+        Ok(effects)
+    }
+
+    /// Whether the weights of `state`, which an operator asked for, are those of this classifier.
+    ///
+    /// # Errors
+    /// The first tensor that does not fit.
+    pub fn check_rollback(&self, state: &DurableState) -> Result<(), ParameterError> {
+        parameters::check(&state.learner.weights, &self.source_weights)
+    }
+
+    /// Answers what `answer = "after"` still holds of a window that no more frames will fill: at the end of a stream.
+    pub fn answer_rest(&mut self) -> Result<Vec<Effect>, PipelineError> {
+        let mut effects = Vec::new();
+        if self.config.answer == AnswerTime::After {
+            self.held.append(&mut self.window);
+            self.answer_held(&mut effects)?;
         }
         Ok(effects)
     }
@@ -303,7 +324,7 @@ impl Pipeline {
     }
 
     fn answer(&mut self, frame: &Frame, studied: &WindowFrame, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
-        let probabilities = match self.is_source_serving() {
+        let probabilities = match self.is_source_serving {
             true => softmax(&studied.source_logits),
             false => softmax(&self.serving.logits(&studied.planes)?.remove(0)),
         };
@@ -354,7 +375,7 @@ impl Pipeline {
             entropy: entropy(probabilities) as f32,
             weights_version: self.current.serving.version,
             source_label: class(argmax(&studied.source_logits)),
-            adapted: !self.is_source_serving(),
+            adapted: !self.is_source_serving,
             latency: StageLatency::default(),
         }
     }
@@ -455,6 +476,7 @@ impl Pipeline {
 
     fn serve(&mut self, served: Served, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         self.serving = Classifier::frozen(&self.classifier_config, served.weights.clone())?;
+        self.is_source_serving = parameters::are_equal(&served.weights, &self.source_weights)?;
         effects.push(Effect::Observe(Observation::Serving { version: served.version }));
         self.current.serving = served;
         Ok(())
@@ -505,10 +527,6 @@ impl Pipeline {
     /// Index of the window that the next frame belongs to.
     fn window_index(&self) -> u64 {
         self.current.frames / self.window_length()
-    }
-
-    fn is_source_serving(&self) -> bool {
-        self.current.serving.version == WeightsVersion(0)
     }
 
     fn next_version(&self) -> WeightsVersion {

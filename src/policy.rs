@@ -6,12 +6,16 @@
 //! the root of the agreement among draws, and that of the source classifier by its agreement with the draws over that
 //! root. Errors of draws are not independent: the judge's estimate is scaled to the accuracy that it has on clean images.
 //!
+//! Draws may also agree on nonsense. Then their answers gather on few classes, as those of any model do that fails on all
+//! frames alike. A stream may truly show few classes, but then it shows them to both models: so the judge must name about
+//! as many classes as the source does.
+//!
 //! Pure: evidence and memory in, ruling and new memory out.
 //! Invariant: the ruling depends on the evidence, the configuration and [`PolicyState`] alone, so a replay takes the same
 //! one.
 
 use crate::bundle::Statistics;
-use crate::learner::objective::{argmax, posterior};
+use crate::learner::objective::{argmax, entropy, posterior};
 use crate::learner::{AdaptConfig, Verdict};
 use crate::state::PolicyState;
 
@@ -39,7 +43,7 @@ pub struct Lesson {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
     Learn(Vec<Lesson>),
-    /// The judge does not know better than the source: back towards the source.
+    /// The judge does not know better than the source, or names fewer classes: back towards the source.
     Abstain,
     /// The source agrees better with the judge than the classifier that has learned: what was learned does not fit here.
     Retreat,
@@ -65,11 +69,19 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     let draws = update(state, "draw_agreement", mean(&|n| evidence.verdicts[n].draw_agreement()), config);
     let source = update(state, "source_agreement", agreement(evidence.source_logits), config);
     let adapted = update(state, "adapted_agreement", agreement(evidence.logits), config);
+    let classes = evidence.source_logits.first().map_or(1, Vec::len);
+    let mut diversity = |name: &str, share: &dyn Fn(usize, usize) -> f64| {
+        let shares: Vec<f64> = (0..classes).map(|k| update(state, &format!("{name} class {k}"), mean(&|n| share(n, k)), config)).collect();
+        entropy(&shares) / (classes as f64).ln()
+    };
+    let judge_diversity = diversity("judge", &|n, k| evidence.verdicts[n].share_naming(k));
+    let source_diversity = diversity("source", &|n, k| f64::from(u8::from(argmax(&evidence.source_logits[n]) == k)));
     let judge_accuracy = statistics.judge_accuracy * (draws / statistics.draw_agreement).sqrt();
     let accuracy_of = |agreement: f64| (agreement / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
     let decision = if adapted < source - config.gate.tolerance {
         Decision::Retreat
-    } else if judge_accuracy < accuracy_of(source) + config.gate.margin {
+    } else if judge_accuracy < accuracy_of(source) + config.gate.margin || judge_diversity < source_diversity - config.gate.diversity_slack
+    {
         Decision::Abstain
     } else {
         Decision::Learn((0..evidence.verdicts.len()).map(|n| lesson(evidence, config, n)).collect())
@@ -95,4 +107,60 @@ fn update(state: &mut PolicyState, name: &str, value: f64, config: &AdaptConfig)
     let average = state.averages.entry(name.to_owned()).or_insert(value);
     *average += (value - *average) / config.gate.memory_windows;
     *average
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::GramTerms;
+    use crate::tiny;
+
+    const CLASSES: usize = 3;
+
+    fn logits(label: usize) -> Vec<f64> {
+        (0..CLASSES).map(|k| if k == label { 3.0 } else { 0.0 }).collect()
+    }
+
+    /// A verdict whose draws all name `label`.
+    fn verdict(label: usize) -> Verdict {
+        let cross = (0..CLASSES).map(|k| if k == label { 0.5 } else { 0.0 }).collect();
+        Verdict { terms: GramTerms { gram: vec![0.0; CLASSES * CLASSES], cross }, draw_labels: vec![label; 2] }
+    }
+
+    /// The ruling on one window, by what source, judge and the classifier that learns name on its frames.
+    fn ruling(source: &[usize], judge: &[usize], adapted: &[usize]) -> Decision {
+        let rows = |labels: &[usize]| labels.iter().map(|&label| logits(label)).collect::<Vec<_>>();
+        let (source_logits, logits) = (rows(source), rows(adapted));
+        let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
+        let evidence = Evidence { logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
+        let mut config = tiny::config();
+        config.gate = crate::learner::GateConfig { margin: 0.1, diversity_slack: 0.05, tolerance: 0.02, ..config.gate };
+        let statistics = Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, ..Statistics::default() };
+        rule(&evidence, &config, &statistics, &mut PolicyState::default()).decision
+    }
+
+    #[test]
+    fn it_learns_where_the_judge_agrees_with_itself_and_not_with_a_source_that_is_no_more_diverse() {
+        assert!(matches!(ruling(&[0, 0, 0, 0, 0, 0], &[0, 1, 2, 0, 1, 2], &[0, 0, 0, 0, 0, 0]), Decision::Learn(_)));
+    }
+
+    #[test]
+    fn it_abstains_where_the_source_agrees_with_the_judge() {
+        assert_eq!(ruling(&[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2]), Decision::Abstain);
+    }
+
+    #[test]
+    fn it_abstains_where_the_judge_names_one_class_and_the_source_several() {
+        assert_eq!(ruling(&[0, 1, 2, 0, 1, 2], &[1, 1, 1, 1, 1, 1], &[0, 1, 2, 0, 1, 2]), Decision::Abstain);
+    }
+
+    #[test]
+    fn it_learns_from_a_stream_of_one_class_that_both_see_as_one() {
+        assert!(matches!(ruling(&[0; 6], &[1; 6], &[0; 6]), Decision::Learn(_)));
+    }
+
+    #[test]
+    fn it_retreats_where_the_source_agrees_better_with_the_judge_than_what_was_learned() {
+        assert_eq!(ruling(&[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2], &[1, 1, 1, 1, 1, 1]), Decision::Retreat);
+    }
 }

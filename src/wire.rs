@@ -286,11 +286,13 @@ pub enum EventRecord {
         weights_version: WeightsVersion,
         bytes: u64,
     },
-    /// A restart computed another prediction than the one that was published before it.
-    ReplayMismatch {
-        frame_id: String,
-        expected: String,
-        got: String,
+    /// The frames' stream is another than the checkpoint's: read from its beginning, the weights kept.
+    NewStream {
+        incarnation: String,
+    },
+    /// The frames' stream lost its end: read from what is left, the weights kept.
+    StreamTruncated {
+        incarnation: String,
     },
     Adapt {
         enabled: bool,
@@ -308,7 +310,8 @@ impl EventRecord {
             Self::Drift { .. } => "drift",
             Self::Collapse { .. } => "collapse",
             Self::Checkpoint { .. } => "checkpoint",
-            Self::ReplayMismatch { .. } => "replay_mismatch",
+            Self::NewStream { .. } => "new_stream",
+            Self::StreamTruncated { .. } => "stream_truncated",
             Self::Adapt { .. } => "adapt",
             Self::Reset {} => "reset",
             Self::RollBack { .. } => "roll_back",
@@ -510,7 +513,8 @@ mod tests {
             EventRecord::Drift { state: DriftState::Warning, score: 3.5 },
             EventRecord::Collapse { is_collapsed: true, diversity: 0.2 },
             EventRecord::Checkpoint { generation: 1, weights_version: WeightsVersion(2), bytes: 3 },
-            EventRecord::ReplayMismatch { frame_id: "a:1".to_owned(), expected: "x".to_owned(), got: "y".to_owned() },
+            EventRecord::NewStream { incarnation: "a@1".to_owned() },
+            EventRecord::StreamTruncated { incarnation: "a@1+7".to_owned() },
             EventRecord::Adapt { enabled: false },
             EventRecord::Reset {},
             EventRecord::RollBack { weights_version: WeightsVersion(2) },

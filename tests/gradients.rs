@@ -7,7 +7,7 @@ use std::sync::Arc;
 use undrift::frame::WeightsVersion;
 use undrift::kernels;
 use undrift::learner::{AdaptConfig, Adapter, Classifier, ObjectiveKind, TrainablePart, source_state};
-use undrift::model::{ClassConditioning, Dit, Parameters};
+use undrift::model::{ClassConditioning, ClassifierConfig, Dit, ImageShape, Parameters, ResNetConfig};
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Job, Outcome, WindowFrame};
 
@@ -68,6 +68,15 @@ fn fused_operations_have_the_gradients_of_finite_differences() {
         let (gate, h) = (random(6, &[rows, 6]), random(7, &[3, 5, 6]));
         assert_gradients("gated residual", &[x.clone(), gate, h], |a| kernels::gated_residual(&a[0], &a[1], &a[2]));
     }
+    let neighbours = [random(11, &[2, 6, 5]), random(12, &[kernels::NEIGHBOURS, 5])];
+    assert_gradients("neighbour mix", &neighbours, |a| kernels::neighbour_mix(&a[0], &a[1], (2, 3)));
+    let (scale, shift) = (random(14, &[6]), random(15, &[6]));
+    let given = kernels::ChannelMoments { mean: vec![0.1, -0.2, 0.3, 0.0, 0.5, -1.0], variance: vec![0.5, 1.0, 2.0, 0.3, 1.5, 0.8] };
+    for given in [None, Some(&given)] {
+        let arguments = [x.clone(), scale.clone(), shift.clone()];
+        assert_gradients("batch norm", &arguments, |a| kernels::batch_norm(&a[0], &a[1], &a[2], given));
+    }
+    assert_gradients("unfold", &[random(13, &[2, 15, 3])], |a| kernels::unfold(&a[0], (5, 3), 2));
     assert_gradients("attention", &[random(8, &[2, 5, 18])], |a| kernels::attention(&a[0], 2));
     let noise = Arc::new(random(9, &[2 * 3 * 4]).to_vec1::<f32>().expect("a vector"));
     assert_gradients("class errors", &[random(10, &[2, 3, 12])], |a| kernels::class_errors(&a[0], noise.clone(), 3));
@@ -180,6 +189,39 @@ fn gradients_do_not_depend_on_how_a_window_is_cut() {
         for (a, b) in whole.iter().zip(&sum[name]) {
             // Sums of 12 terms of f32 in another order.
             assert!((a - b).abs() <= 1e-5 * scale, "{name}: {a} against {b}");
+        }
+    }
+}
+
+#[test]
+fn every_trainable_part_of_the_residual_network_gets_a_gradient_that_its_differences_confirm() {
+    let image = ImageShape { channels: 1, height: 8, width: 8 };
+    let config = ClassifierConfig::ResNet(ResNetConfig { image, width: 3, blocks: 1, classes: 3 });
+    let weights = tiny::shaken(config.initialize(1).expect("a model"), 1);
+    let images = random(7, &[3 * 64]).to_vec1::<f32>().expect("a vector");
+    let rows: Vec<Vec<f64>> = (0..3).map(|i| vec![0.5 + f64::from(i), -0.7, 0.3]).collect();
+    let loss = |weights: &undrift::model::Tensors| -> f64 {
+        let logits = Classifier::frozen(&config, weights.clone()).and_then(|c| Ok(c.logits(&images)?)).expect("a pass");
+        logits.iter().flatten().zip(rows.iter().flatten()).map(|(z, g)| z * g).sum()
+    };
+    for (part, parameters) in [(TrainablePart::All, 9 * 4 + 2), (TrainablePart::Norms, 9 * 2), (TrainablePart::Last, 2)] {
+        let classifier = Classifier::trainable(&config, &weights, part).expect("a model");
+        let forward = classifier.forward(&images).expect("a pass");
+        let gradients = classifier.gradients(&forward, &rows).expect("no gradient is cut");
+        assert_eq!(gradients.len(), parameters, "{part:?}");
+        for (name, gradient) in &gradients {
+            // Along the gradient the loss rises by its squared norm; a small step, as ReLU has corners.
+            let squared: f64 = gradient.iter().map(|&g| f64::from(g).powi(2)).sum();
+            let step = 1e-3 / squared.sqrt().max(1e-9);
+            let moved = |by: f64| {
+                let mut moved = weights.clone();
+                let direction = Tensor::from_slice(gradient, weights[name].shape(), &Device::Cpu).expect("a tensor");
+                let tensor = (&weights[name] + (direction * by).expect("a tensor")).expect("a tensor");
+                moved.insert(name.clone(), tensor);
+                loss(&moved)
+            };
+            let slope = (moved(step) - moved(-step)) / (2.0 * step);
+            assert!((slope - squared).abs() <= 0.03 * squared + 1e-4, "{name}: {squared} against {slope}");
         }
     }
 }

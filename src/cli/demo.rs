@@ -7,7 +7,7 @@ use crate::lab::corruptions::{Severity, Table};
 use crate::lab::dataset::{self, Labelled};
 use crate::lab::evaluate::Session;
 use crate::lab::report::{self, Theme};
-use crate::lab::streams::{self, Segment};
+use crate::lab::streams::{Plan, Playback, Request, Stream};
 use crate::lab::summary::{FramePoint, RunRecord, Summary};
 use crate::prediction::Prediction;
 use crate::shell::bundle_reader::read_bundle;
@@ -44,7 +44,7 @@ pub struct Demo {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=5))]
     severity: u8,
     /// The bundle's configuration; a sample of labelled images lies beside it
-    #[arg(long, default_value = "configs/fashion-mnist/undrift.toml")]
+    #[arg(long, default_value = CONFIG)]
     config: PathBuf,
     /// Change one key of the configuration, key.path=value
     #[arg(long = "set")]
@@ -57,13 +57,15 @@ pub struct Demo {
     quiet: bool,
 }
 
+const CONFIG: &str = "configs/fashion-mnist/undrift.toml";
+
 pub fn run(demo: &Demo) -> Result<(), Box<dyn Error>> {
     let config = Config::load(&demo.config, &demo.sets, std::env::vars())?;
-    let bundle = read_bundle(&config.bundle)?;
+    let bundle = read_bundle(&config)?;
     let images = sample(&demo.config)?;
-    let segments = segments(demo)?;
-    let side = bundle.classifier_config.trunk.image.height;
-    let frames = streams::frames(&images, &segments, Table::Tiny, side, demo.seed);
+    let plan = plan(demo, &images)?;
+    let side = bundle.classifier_config.image().height;
+    let frames = Playback { plan: &plan, images: &images, table: Table::Tiny, side }.frames();
     let mut session = Session::new(&bundle, &config.adapt, demo.seed)?;
     let mut live = Live::new(demo.frames, if demo.quiet { Volume::Quiet } else { Volume::Normal });
     let mut points = Vec::new();
@@ -108,12 +110,13 @@ fn sample(config: &Path) -> Result<Vec<Labelled>, Box<dyn Error>> {
     Ok(dataset::read_pair(open("sample-images-idx3-ubyte.gz")?, open("sample-labels-idx1-ubyte.gz")?)?)
 }
 
-fn segments(demo: &Demo) -> Result<Vec<Segment>, Box<dyn Error>> {
-    let frames = usize::try_from(demo.frames)?;
-    Ok(match demo.stream {
-        DemoStream::Continual => streams::continual(frames, Severity::try_from(demo.severity)?),
-        DemoStream::Clean => vec![Segment { corruption: None, frames }],
-    })
+fn plan(demo: &Demo, images: &[Labelled]) -> Result<Plan, Box<dyn Error>> {
+    let stream = match demo.stream {
+        DemoStream::Continual => Stream::Continual,
+        DemoStream::Clean => Stream::Clean,
+    };
+    let (frames, severity) = (usize::try_from(demo.frames)?, Severity::try_from(demo.severity)?);
+    Ok(Plan::new(stream, &Request { frames, severity, seed: demo.seed, visits: 1, walk: None }, images)?)
 }
 
 fn point(frame: &Frame, prediction: &Prediction, session: &Session) -> FramePoint {
@@ -137,8 +140,12 @@ fn command(demo: &Demo) -> String {
         DemoStream::Clean => " --stream clean".to_owned(),
     };
     let severity = if demo.severity == 5 { String::new() } else { format!(" --severity {}", demo.severity) };
+    let config = match demo.config.to_str() {
+        None | Some(CONFIG) => String::new(),
+        Some(path) => format!(" --config '{path}'"),
+    };
     let sets: String = demo.sets.iter().map(|set| format!(" --set '{set}'")).collect();
-    format!("cargo run --release -- demo --frames {} --seed {}{stream}{severity}{sets}", demo.frames, demo.seed)
+    format!("cargo run --release -- demo --frames {} --seed {}{stream}{severity}{config}{sets}", demo.frames, demo.seed)
 }
 
 fn write(demo: &Demo, record: &RunRecord) -> Result<(), Box<dyn Error>> {

@@ -5,13 +5,18 @@ use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::decode::{self, Limits, Message};
 use crate::frame::{Frame, FrameSeq};
-use crate::lab::methods::{self, Method, Score};
+use crate::lab::baselines::Tuning;
+use crate::lab::dataset::{self, Split};
+use crate::lab::methods::{self, Answers, Method, Score, Trial};
+use crate::lab::streams::Calibration;
+use crate::learner::Classifier;
+use crate::model::ImageShape;
 use crate::shell::bundle_reader::read_bundle;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct Eval {
@@ -20,6 +25,11 @@ pub struct Eval {
     /// Methods, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["source", "undrift"])]
     methods: Vec<Method>,
+    #[command(flatten)]
+    tuning: Tuning,
+    /// Folder of the four Fashion-MNIST files, whose training images EATA looks at first
+    #[arg(long, default_value = "/usr/share/datasets/fashion-mnist")]
+    source_images: PathBuf,
     /// File for the result as JSON; "-" for standard output
     #[arg(long)]
     json: Option<PathBuf>,
@@ -31,15 +41,39 @@ pub struct Eval {
     sets: Vec<String>,
 }
 
+const BAR: &str = "{msg:>20} {bar:30} {pos}/{len} {per_sec} {eta} left";
+
 pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
-    let config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
-    let bundle = read_bundle(&config.bundle)?;
-    let frames = decoded(&eval.source.load()?, &config, &bundle)?;
+    let mut config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
+    config.adapt.window = eval.source.window().unwrap_or(config.adapt.window);
+    let bundle = read_bundle(&config)?;
+    if let Some(path) = eval.source.missing_calibration() {
+        let calibration = calibrate(&eval.source, &bundle)?;
+        std::fs::write(path, serde_json::to_string_pretty(&calibration)?).map_err(|error| format!("file {}: {error}", path.display()))?;
+    }
+    let payloads = eval.source.load()?;
+    let runs = runs(decoded(&payloads, &config, &bundle)?, &payloads);
+    let source_images = match eval.methods.contains(&Method::Eata) {
+        true => source_images(&eval.source_images, bundle.classifier_config.image())?,
+        false => Vec::new(),
+    };
+    let trial = Trial {
+        bundle: &bundle,
+        config: &config.adapt,
+        frames: &[],
+        seed: eval.source.seed(),
+        source_images: &source_images,
+        tuning: eval.tuning,
+    };
     let mut scores = BTreeMap::new();
     for &method in &eval.methods {
-        let bar = ProgressBar::new(frames.len() as u64).with_message(method.name());
-        bar.set_style(ProgressStyle::with_template("{msg:>14} {bar:30} {pos}/{len} {per_sec} {eta} left")?);
-        let score = methods::evaluate(method, &bundle, &config.adapt, &frames, eval.source.seed(), || bar.inc(1))?;
+        let bar = ProgressBar::new(payloads.len() as u64).with_message(method.name());
+        bar.set_style(ProgressStyle::with_template(BAR)?);
+        let mut answers = Answers::default();
+        for frames in &runs {
+            answers.append(methods::evaluate(method, &Trial { frames, ..trial }, || bar.inc(1))?);
+        }
+        let score = answers.score(runs.iter().flatten());
         bar.finish();
         scores.insert(method.name(), score);
     }
@@ -55,6 +89,48 @@ pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// The source's accuracies that `ccc` needs.
+fn calibrate(source: &SourceArguments, bundle: &Bundle) -> Result<Calibration, Box<dyn Error>> {
+    let classifier = Classifier::frozen(&bundle.classifier_config, bundle.classifier.clone())?;
+    let images = source.calibration_images()?;
+    let bar = ProgressBar::new(Calibration::scenes().len() as u64).with_message("calibration");
+    bar.set_style(ProgressStyle::with_template(BAR)?);
+    let calibration = Calibration::measure(|scene| {
+        bar.inc(1);
+        methods::source_accuracy(&classifier, scene, &images, source.table(), source.seed())
+    });
+    bar.finish();
+    Ok(calibration?)
+}
+
+/// The frames, parted where adaptation starts afresh.
+fn runs(frames: Vec<Frame>, payloads: &[LabelledPayload]) -> Vec<Vec<Frame>> {
+    let mut runs = Vec::new();
+    for (frame, payload) in frames.into_iter().zip(payloads) {
+        if payload.is_fresh_start || runs.is_empty() {
+            runs.push(Vec::new());
+        }
+        runs.last_mut().expect("one was pushed").push(frame);
+    }
+    runs
+}
+
+/// Clean images that EATA measures importance on (`fisher_size` of its `main.py`).
+const SOURCE_IMAGES: usize = 2000;
+
+/// Planes of the first training images in `dir`, in the middle of the classifier's frame.
+fn source_images(dir: &Path, shape: ImageShape) -> Result<Vec<f32>, Box<dyn Error>> {
+    if shape.channels != 1 || shape.height != shape.width {
+        return Err(format!("eata: Fashion-MNIST is grey and square, the classifier takes {shape:?}").into());
+    }
+    let examples = dataset::load(dir, Split::Train)?;
+    let mut planes = vec![0f32; examples.len().min(SOURCE_IMAGES) * shape.elements()];
+    for (example, planes) in examples.iter().zip(planes.chunks_exact_mut(shape.elements())) {
+        dataset::pad(&example.image, shape.height).write_planes(planes);
+    }
+    Ok(planes)
+}
+
 /// Frames as the daemon decodes them.
 fn decoded(payloads: &[LabelledPayload], config: &Config, bundle: &Bundle) -> Result<Vec<Frame>, Box<dyn Error>> {
     let limits = Limits {
@@ -66,8 +142,8 @@ fn decoded(payloads: &[LabelledPayload], config: &Config, bundle: &Bundle) -> Re
     for (item, sequence) in payloads.iter().zip(1..) {
         let headers = [("Label".to_owned(), item.label.to_string()), ("Domain".to_owned(), item.domain.clone())];
         let (payload, sequence) = (item.payload.as_slice(), FrameSeq(sequence));
-        let message = Message { subject_camera: "eval", headers: &headers, payload, sequence, broker_time_ns: None };
-        let frame = decode::decode(&message, &limits, bundle.classifier_config.trunk.image, bundle.labels.len());
+        let message = Message { subject_camera: item.camera.unwrap_or("eval"), headers: &headers, payload, sequence, broker_time_ns: None };
+        let frame = decode::decode(&message, &limits, bundle.classifier_config.image(), bundle.labels.len());
         frames.push(frame.map_err(|reject| format!("frame {}: {reject}", sequence.0))?);
     }
     Ok(frames)
@@ -75,15 +151,21 @@ fn decoded(payloads: &[LabelledPayload], config: &Config, bundle: &Bundle) -> Re
 
 fn table(scores: &BTreeMap<&str, Score>) -> String {
     let domains: Vec<&String> = scores.values().next().map(|score| score.domains.keys().collect()).unwrap_or_default();
+    let width = |name: &str| name.len().max(8) + 2;
     let line = |name: &str, value: &dyn Fn(&Score) -> f64| {
-        let cells: String = scores.values().map(|score| format!("{:>15.1}", value(score))).collect();
+        let cells: String = scores.iter().map(|(name, score)| format!("{:>1$.1}", value(score), width(name))).collect();
         format!("{name:<20}{cells}\n")
     };
-    let names: String = scores.keys().map(|name| format!("{name:>15}")).collect();
+    let names: String = scores.keys().map(|name| format!("{name:>0$}", width(name))).collect();
     let mut text = format!("{:<20}{names}\n", "accuracy, percent");
     for domain in domains {
         text += &line(domain, &|score| 100.0 * score.domains[domain]);
     }
     text += &line("all", &|score| 100.0 * score.accuracy);
-    text + &line("frames per second", &|score| score.frames_per_second)
+    text += &line("frames per second", &|score| score.frames_per_second);
+    text += "\npasses for each frame\n";
+    text += &line("classifier, forward", &|score| score.passes_per_frame.classifier_forward);
+    text += &line("classifier, backward", &|score| score.passes_per_frame.classifier_backward);
+    text += &line("diffusion, forward", &|score| score.passes_per_frame.diffusion_forward);
+    text + &line("diffusion, backward", &|score| score.passes_per_frame.diffusion_backward)
 }

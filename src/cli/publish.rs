@@ -20,7 +20,7 @@ pub struct Publish {
     /// First tokens of the daemon's subjects
     #[arg(long, default_value = "undrift.v1")]
     prefix: String,
-    /// Name of the camera: letters, digits, - and _
+    /// Name of the camera: letters, digits, - and _; the stream day has its own
     #[arg(long, default_value = "camera")]
     camera: String,
     /// Frames a second
@@ -73,7 +73,7 @@ async fn publish(command: &Publish) -> Result<(), PublishError> {
     if !wire::is_camera_id(&command.camera) {
         return Err(PublishError::Camera(command.camera.clone()));
     }
-    let subject = Subjects::new(&command.prefix)?.frames(&command.camera);
+    let subjects = Subjects::new(&command.prefix)?;
     let frames = command.source.load().map_err(PublishError::Source)?;
     let client = async_nats::connect(&command.url).await.map_err(PublishError::nats)?;
     let jetstream = command.jetstream.then(|| async_nats::jetstream::new(client.clone()));
@@ -83,7 +83,8 @@ async fn publish(command: &Publish) -> Result<(), PublishError> {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     for frame in frames {
         ticks.tick().await;
-        let (subject, headers, payload) = (subject.clone(), headers(&frame), frame.payload.into());
+        let subject = subjects.frames(frame.camera.unwrap_or(&command.camera));
+        let (headers, payload) = (headers(&frame), frame.payload.into());
         match &jetstream {
             None => client.publish_with_headers(subject, headers, payload).await.map_err(PublishError::nats)?,
             Some(jetstream) => {

@@ -8,7 +8,7 @@ use crate::lab::dataset::{self, Labelled, Split};
 use crate::lab::statistics;
 use crate::lab::train::{self, TrainingRun};
 use crate::learner::{Classifier, Judge};
-use crate::model::{ClassConditioning, DitConfig, ImageShape, TrunkConfig, VitConfig, parameters};
+use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, TrunkConfig, VitConfig, parameters};
 use clap::{Args, Subcommand};
 use std::error::Error;
 use std::fs::File;
@@ -29,10 +29,24 @@ pub struct Train {
 
 #[derive(Subcommand)]
 enum What {
-    /// Train the classifier (ViT) by cross entropy
-    Classifier(Run),
+    /// Train the classifier by cross entropy
+    Classifier {
+        #[command(flatten)]
+        run: Run,
+        #[arg(long, value_enum, default_value_t = Architecture::Vit)]
+        architecture: Architecture,
+    },
     /// Train the diffusion model (DiT) by denoising, and as a classifier
-    Diffusion(Run),
+    Diffusion {
+        #[command(flatten)]
+        run: Run,
+        /// Weight of the cross entropy against the denoising loss
+        #[arg(long, default_value_t = 0.2)]
+        discrimination_weight: f64,
+        /// How the class enters
+        #[arg(long, value_enum, default_value_t = Conditioning::Readout)]
+        conditioning: Conditioning,
+    },
     /// Write what else a bundle holds: statistics.json, a sample of test images, BLAKE3SUMS
     Bundle(Finish),
 }
@@ -56,12 +70,14 @@ struct Run {
     /// Peak of the learning rate, after the warm-up
     #[arg(long, default_value_t = 1.5e-3)]
     learning_rate: f32,
-    /// Weight of the cross entropy against the denoising loss, for the diffusion model
-    #[arg(long, default_value_t = 0.05)]
-    discrimination_weight: f64,
-    /// How the class enters the diffusion model
-    #[arg(long, value_enum, default_value_t = Conditioning::Readout)]
-    conditioning: Conditioning,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Architecture {
+    /// Vision transformer
+    Vit,
+    /// Residual network with batch norm, for comparison
+    Resnet,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -89,10 +105,13 @@ const FASHION_MNIST: &str = "/usr/share/datasets/fashion-mnist";
 const FASHION_IMAGE: ImageShape = ImageShape { channels: 1, height: 32, width: 32 };
 
 /// Sizes of the shipped classifier.
-const FASHION_CLASSIFIER: VitConfig = VitConfig {
+const FASHION_CLASSIFIER: ClassifierConfig = ClassifierConfig::Vit(VitConfig {
     trunk: TrunkConfig { image: FASHION_IMAGE, patch: 4, patch_window: 8, hidden: 96, depth: 4, heads: 3, mlp_ratio: 2 },
     classes: 10,
-};
+});
+
+/// Sizes of the classifier of the other kind.
+const FASHION_RESNET: ClassifierConfig = ClassifierConfig::ResNet(ResNetConfig { image: FASHION_IMAGE, width: 32, blocks: 1, classes: 10 });
 
 /// Sizes of the shipped diffusion model.
 const FASHION_DIFFUSION: DitConfig = DitConfig {
@@ -109,16 +128,20 @@ pub fn run(command: &Train) -> Result<(), Box<dyn Error>> {
             let images: Vec<_> = data.iter().take(2).map(|labelled| dataset::pad(&labelled.image, FASHION_IMAGE.height)).collect();
             std::fs::write(path, contact_sheet(&images, Table::Tiny, 1))?;
         }
-        (None, Some(What::Classifier(run))) => {
-            train::classifier(&FASHION_CLASSIFIER, &dataset::load(&run.data, Split::Train)?, &training(run, 0.05))?;
+        (None, Some(What::Classifier { run, architecture })) => {
+            let config = match architecture {
+                Architecture::Vit => FASHION_CLASSIFIER,
+                Architecture::Resnet => FASHION_RESNET,
+            };
+            train::classifier(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.05))?;
         }
-        (None, Some(What::Diffusion(run))) => {
-            let conditioning = match run.conditioning {
+        (None, Some(What::Diffusion { run, discrimination_weight, conditioning })) => {
+            let conditioning = match conditioning {
                 Conditioning::Readout => ClassConditioning::Readout,
                 Conditioning::AdaLn => ClassConditioning::AdaLn,
             };
             let config = DitConfig { conditioning, ..FASHION_DIFFUSION };
-            train::diffusion(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.0))?;
+            train::diffusion(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.0), *discrimination_weight)?;
         }
         (None, Some(What::Bundle(finish))) => bundle(finish)?,
         (None, None) => return Err("name what to train: classifier, diffusion or bundle".into()),
@@ -127,15 +150,7 @@ pub fn run(command: &Train) -> Result<(), Box<dyn Error>> {
 }
 
 fn training(run: &Run, weight_decay: f32) -> TrainingRun {
-    TrainingRun {
-        seed: run.seed,
-        steps: run.steps,
-        batch: run.batch,
-        learning_rate: run.learning_rate,
-        weight_decay,
-        discrimination_weight: run.discrimination_weight,
-        out: run.out.clone(),
-    }
+    TrainingRun { seed: run.seed, steps: run.steps, batch: run.batch, learning_rate: run.learning_rate, weight_decay, out: run.out.clone() }
 }
 
 /// Timesteps at which the diffusion model's accuracy is printed.

@@ -16,6 +16,7 @@ channels = 1
 height = 32
 width = 32
 [classifier]
+architecture = "vit"
 patch = 4
 patch_window = 8
 hidden = 96
@@ -59,7 +60,7 @@ anchor_pull_shut = 0.01
 anchor_pull_retreat = 0.5
 distance_max = 0.5
 optimizer = { kind = "sgd", momentum = 0.9 }
-gate = { memory_windows = 16.0, margin = 0.0, tolerance = 0.1, confidence_min = 0.5 }
+gate = { memory_windows = 16.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5 }
 condition = { steps_per_window = 5, draws_per_step = 6, accumulation_steps = 30, same_noise = false }
 [checkpoint]
 dir = "state"
@@ -105,7 +106,8 @@ fn the_file_alone_makes_a_configuration() {
     assert_eq!(config.nats.reconnect_delay_max, Duration::from_secs(4));
     assert_eq!(config.bundle.files.labels, dir.path().join("labels.txt"));
     assert_eq!(config.checkpoint.dir, dir.path().join("state"));
-    assert_eq!(config.bundle.classifier_config(10).trunk.hidden, 96);
+    let ClassifierConfig::Vit(classifier) = config.bundle.classifier_config(10) else { unreachable!("the file says vit") };
+    assert_eq!((classifier.trunk.hidden, classifier.classes), (96, 10));
     assert!(matches!(config.noise, NoiseConfig::Generated));
 }
 
@@ -150,7 +152,7 @@ fn a_wrong_value_is_refused_with_its_limit() {
         ("http.listen=9464", "http.listen = 9464 (from --set): invalid type: integer `9464`, expected socket address"),
         ("http.listen=localhost", "http.listen = \"localhost\" (from --set): invalid socket address syntax"),
         ("adapt.lag=0", "adapt.lag = 0 (from --set): must be 1 to 8"),
-        ("adapt.timesteps=[1000]", "adapt.timesteps = [1000] (from --set): must be below diffusion.num_timesteps"),
+        ("adapt.timesteps=[5, 1000]", "adapt.timesteps = [5, 1000] (from --set): must be below diffusion.num_timesteps"),
         ("bundle.labels=none.txt", "bundle.labels = \"none.txt\" (from --set): there is no file none.txt"),
         ("classifier.patch=5", "[classifier] does not make a model: patch 5 does not divide an image of 32 x 32"),
         ("nats=3", "nats = 3 (from --set): invalid type: integer `3`, expected struct NatsConfig"),

@@ -8,15 +8,21 @@
 //! Shape letters: N images (or draws of images), T tokens, D hidden, K classes, P values a token has of one class.
 
 mod attention;
+mod batch_norm;
 mod class_errors;
+mod depthwise;
 mod elementwise;
 mod linear;
 mod matmul;
 mod normalize;
 mod slices;
+mod unfold;
 
 pub use attention::attention;
+pub use batch_norm::{ChannelMoments, batch_norm};
 pub use class_errors::{GramTerms, class_errors, gram_terms};
+pub use depthwise::{NEIGHBOURS, neighbour_mix};
 pub use elementwise::{gated_residual, gelu};
 pub use linear::linear;
 pub use normalize::modulated_norm;
+pub use unfold::{strided, unfold};

@@ -1,12 +1,14 @@
 //! Running the daemon's core over a stream without a daemon: pipeline and adapter by turns on one thread.
 
+use super::baselines::Passes;
 use crate::bundle::Bundle;
 use crate::frame::WeightsVersion;
 use crate::frame::{ClassIndex, Frame};
-use crate::learner::{AdaptConfig, AdaptError, Adapter, source_state};
+use crate::learner::{AdaptConfig, AdaptError, Adapter, ObjectiveKind, source_state};
+use crate::model::DitConfig;
 use crate::noise::NoiseSecret;
 use crate::observation::{Observation, WindowReport};
-use crate::pipeline::{Effect, Event, OutputShape, Pipeline, PipelineError, Start, Status};
+use crate::pipeline::{Effect, Event, Job, Outcome, OutputShape, Pipeline, PipelineError, Start, Status};
 use crate::prediction::Prediction;
 use std::collections::VecDeque;
 
@@ -32,6 +34,9 @@ pub struct Step {
 pub struct Session {
     pipeline: Pipeline,
     adapter: Adapter,
+    config: AdaptConfig,
+    diffusion_config: DitConfig,
+    passes: Passes,
 }
 
 impl Session {
@@ -42,11 +47,19 @@ impl Session {
         Ok(Self {
             pipeline: Pipeline::new(bundle, config, shape, NoiseSecret::from_seed(seed), start)?,
             adapter: Adapter::new(bundle, config, source_state(&bundle.classifier, WeightsVersion(0)))?,
+            config: config.clone(),
+            diffusion_config: bundle.diffusion_config,
+            passes: Passes::default(),
         })
     }
 
     pub fn status(&self) -> Status {
         self.pipeline.status()
+    }
+
+    /// Passes through the models so far.
+    pub fn passes(&self) -> Passes {
+        self.passes
     }
 
     /// Feeds the next frame, and does the work that comes of it.
@@ -56,9 +69,15 @@ impl Session {
         let mut effects = VecDeque::from(self.pipeline.apply(event)?);
         while let Some(effect) = effects.pop_front() {
             match effect {
-                Effect::Answer(prediction) => step.predictions.push(*prediction),
+                Effect::Answer(prediction) => {
+                    // The source looks at each frame; the weights that answer do too, unless they are the source's.
+                    self.passes.classifier_forward += if prediction.adapted { 2.0 } else { 1.0 };
+                    step.predictions.push(*prediction);
+                }
                 Effect::Adapt(job) => {
+                    let frames = if let Job::Window { frames, .. } = &job { frames.len() } else { 0 };
                     if let Some(adapted) = self.adapter.run(job)? {
+                        self.count_window(frames, &adapted.outcome);
                         effects.extend(self.pipeline.apply(Event::Adapted(Box::new(adapted)))?);
                     }
                 }
@@ -69,6 +88,34 @@ impl Session {
             }
         }
         Ok(step)
+    }
+
+    /// Answers of frames that still wait for a full window, when no more come.
+    pub fn finish(&mut self) -> Result<Vec<Prediction>, SessionError> {
+        let effects = self.pipeline.answer_rest()?.into_iter();
+        let rest: Vec<Prediction> =
+            effects.filter_map(|effect| if let Effect::Answer(prediction) = effect { Some(*prediction) } else { None }).collect();
+        self.passes.classifier_forward += rest.iter().map(|prediction| if prediction.adapted { 2.0 } else { 1.0 }).sum::<f64>();
+        Ok(rest)
+    }
+
+    /// Counts the passes of a window that was judged.
+    fn count_window(&mut self, frames: usize, outcome: &Outcome) {
+        self.passes.add_draws(&self.diffusion_config, frames * self.config.timesteps.len());
+        let frames = frames as f64;
+        let is_learned = matches!(outcome, Outcome::Learned(_));
+        if self.config.objective == ObjectiveKind::Condition {
+            let condition = &self.config.condition;
+            let steps = f64::from(condition.steps_per_window);
+            let draws = frames * steps * f64::from(condition.draws_per_step * condition.accumulation_steps);
+            self.passes.diffusion_forward += draws;
+            self.passes.diffusion_backward += draws;
+            self.passes.classifier_forward += frames * steps;
+            self.passes.classifier_backward += frames * steps;
+        } else {
+            self.passes.classifier_forward += frames;
+            self.passes.classifier_backward += if is_learned { frames } else { 0.0 };
+        }
     }
 }
 

@@ -1,10 +1,18 @@
 //! Methods side by side on the same labelled frames.
 
-use super::evaluate::{Session, SessionError};
+use super::baselines::{
+    Competitor, Context, Cotta, DiffusionClassifier, Dusa, Eata, Lame, Memo, Passes, Rdumb, Roid, Rotta, Sar, Setting, Tent, Tuning,
+};
+use super::corruptions::{Draws, Table};
+use super::dataset::Labelled;
+use super::evaluate::{Session, SessionError, accuracy};
+use super::streams::Scene;
 use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame};
 use crate::learner::objective::argmax;
-use crate::learner::{AdaptConfig, AnswerTime, Classifier, ConditionConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
+use crate::learner::{AdaptConfig, AdaptError, AnswerTime, Classifier, ConditionConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
+use crate::prediction::Prediction;
+use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -18,6 +26,28 @@ pub enum Method {
     Undrift,
     /// Diffusion-TTA as published: five steps of 180 draws for each frame, online (slow)
     DiffusionTta,
+    /// Entropy minimisation by the norms (Wang 2021)
+    Tent,
+    /// Entropy minimisation on sure and new frames, held by importance (Niu 2022)
+    Eata,
+    /// Sharpness-aware entropy minimisation on sure frames (Niu 2023)
+    Sar,
+    /// Averaging teacher, augmentations, restoring by chance (Wang 2022)
+    Cotta,
+    /// Averaging teacher and a balanced memory (Yuan 2023)
+    Rotta,
+    /// Weighted likelihood ratio, weights pulled to the source, prior correction (Marsden 2024)
+    Roid,
+    /// The source's answers, smoothed among like frames (Boudiaf 2022)
+    Lame,
+    /// EATA without importance, starting again every 1000 windows (Press 2023)
+    Rdumb,
+    /// One step on each frame's augmentations, forgotten after it (Zhang 2022; slow)
+    Memo,
+    /// The diffusion model's own answer (Li 2023)
+    DiffusionClassifier,
+    /// Noise prediction as a mixture over classes, one draw for each frame (Li 2024)
+    Dusa,
 }
 
 impl Method {
@@ -26,6 +56,17 @@ impl Method {
             Self::Source => "source",
             Self::Undrift => "undrift",
             Self::DiffusionTta => "diffusion-tta",
+            Self::Tent => "tent",
+            Self::Eata => "eata",
+            Self::Sar => "sar",
+            Self::Cotta => "cotta",
+            Self::Rotta => "rotta",
+            Self::Roid => "roid",
+            Self::Lame => "lame",
+            Self::Rdumb => "rdumb",
+            Self::Memo => "memo",
+            Self::DiffusionClassifier => "diffusion-classifier",
+            Self::Dusa => "dusa",
         }
     }
 }
@@ -36,79 +77,159 @@ pub struct Score {
     pub accuracy: f64,
     pub domains: BTreeMap<String, f64>,
     pub frames_per_second: f64,
+    pub passes_per_frame: Passes,
 }
 
-/// Hits and frames, by domain.
-#[derive(Default)]
-struct Tally(BTreeMap<String, (u32, u32)>);
+/// What methods are compared on.
+pub struct Trial<'a> {
+    pub bundle: &'a Bundle,
+    pub config: &'a AdaptConfig,
+    /// In order, all of them labelled.
+    pub frames: &'a [Frame],
+    pub seed: u64,
+    /// Clean images (N, C, H, W); EATA alone asks for them.
+    pub source_images: &'a [f32],
+    /// Of the competitors.
+    pub tuning: Tuning,
+}
 
-impl Tally {
-    fn add(&mut self, domain: &str, is_hit: bool) {
-        let (hits, frames) = self.0.entry(domain.to_owned()).or_default();
-        *hits += u32::from(is_hit);
-        *frames += 1;
+/// What a method said of the frames of a trial, and what that cost.
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    /// Whether the answer was right, by frame.
+    pub hits: Vec<bool>,
+    pub seconds: f64,
+    pub passes: Passes,
+}
+
+impl Answers {
+    /// Those of the same method on the frames that follow.
+    pub fn append(&mut self, next: Self) {
+        self.hits.extend(next.hits);
+        self.seconds += next.seconds;
+        self.passes += next.passes;
     }
 
-    fn score(self, seconds: f64) -> Score {
-        let (hits, frames) = self.0.values().fold((0, 0), |(hits, frames), of| (hits + of.0, frames + of.1));
+    /// The figures, for the frames that were answered.
+    pub fn score<'a>(&self, frames: impl IntoIterator<Item = &'a Frame>) -> Score {
+        let mut domains: BTreeMap<String, Vec<bool>> = BTreeMap::new();
+        for (frame, &is_hit) in frames.into_iter().zip(&self.hits) {
+            domains.entry(frame.domain.clone().unwrap_or_default()).or_default().push(is_hit);
+        }
+        let count = self.hits.len() as f64;
         Score {
-            accuracy: f64::from(hits) / f64::from(frames),
-            domains: self.0.into_iter().map(|(domain, (hits, frames))| (domain, f64::from(hits) / f64::from(frames))).collect(),
-            frames_per_second: f64::from(frames) / seconds,
+            accuracy: accuracy(self.hits.iter().copied()),
+            domains: domains.into_iter().map(|(domain, hits)| (domain, accuracy(hits))).collect(),
+            frames_per_second: count / self.seconds,
+            passes_per_frame: self.passes.per_frame(count),
         }
     }
 }
 
-/// Runs `method` over `frames`, all of which are labelled; calls `shown` after each.
+/// Runs `method` over the frames of `trial`; calls `shown` after each.
 ///
 /// # Errors
 /// Only what is fatal to the run.
-pub fn evaluate(
-    method: Method,
-    bundle: &Bundle,
-    config: &AdaptConfig,
-    frames: &[Frame],
-    seed: u64,
-    shown: impl Fn(),
-) -> Result<Score, SessionError> {
-    let started = Instant::now();
-    let tally = match method {
-        Method::Source => source(bundle, frames, shown)?,
-        Method::Undrift => adapted(bundle, config, frames, seed, shown)?,
-        Method::DiffusionTta => adapted(bundle, &published(config), frames, seed, shown)?,
+pub fn evaluate(method: Method, trial: &Trial, shown: impl Fn()) -> Result<Answers, SessionError> {
+    let setting = Setting {
+        bundle: trial.bundle,
+        window: trial.config.window,
+        timesteps: &trial.config.timesteps,
+        source_images: trial.source_images,
+        tuning: trial.tuning,
     };
-    Ok(tally.score(started.elapsed().as_secs_f64()))
+    match method {
+        Method::Source => source(trial, shown),
+        Method::Undrift => adapted(trial, trial.config, shown),
+        Method::DiffusionTta => adapted(trial, &published(trial.config), shown),
+        Method::Tent => competing(Tent::new(&setting)?, trial, shown),
+        Method::Eata => competing(Eata::new(&setting)?, trial, shown),
+        Method::Sar => competing(Sar::new(&setting)?, trial, shown),
+        Method::Cotta => competing(Cotta::new(&setting)?, trial, shown),
+        Method::Rotta => competing(Rotta::new(&setting)?, trial, shown),
+        Method::Roid => competing(Roid::new(&setting)?, trial, shown),
+        Method::Lame => competing(Lame::new(&setting)?, trial, shown),
+        Method::Rdumb => competing(Rdumb::new(&setting)?, trial, shown),
+        Method::Memo => competing(Memo::new(&setting)?, trial, shown),
+        Method::DiffusionClassifier => competing(DiffusionClassifier::new(&setting)?, trial, shown),
+        Method::Dusa => competing(Dusa::new(&setting)?, trial, shown),
+    }
 }
 
-fn source(bundle: &Bundle, frames: &[Frame], shown: impl Fn()) -> Result<Tally, SessionError> {
-    let classifier = Classifier::frozen(&bundle.classifier_config, bundle.classifier.clone()).map_err(crate::learner::AdaptError::from)?;
-    let mut tally = Tally::default();
-    for frame in frames {
-        let mut planes = vec![0f32; frame.image.pixels().len()];
-        frame.image.write_planes(&mut planes);
-        let logits = classifier.logits(&planes).map_err(crate::learner::AdaptError::from)?.remove(0);
-        let is_hit = frame.label.map(ClassIndex::index) == Some(argmax(&logits));
-        tally.add(frame.domain.as_deref().unwrap_or_default(), is_hit);
+fn source(trial: &Trial, shown: impl Fn()) -> Result<Answers, SessionError> {
+    let started = Instant::now();
+    let classifier = Classifier::frozen(&trial.bundle.classifier_config, trial.bundle.classifier.clone()).map_err(AdaptError::from)?;
+    let mut hits = Vec::new();
+    for frame in trial.frames {
+        let logits = classifier.logits(&planes(std::slice::from_ref(frame))).map_err(AdaptError::from)?.remove(0);
+        hits.push(is_right(frame, argmax(&logits)));
         shown();
     }
-    Ok(tally)
+    let passes = Passes { classifier_forward: trial.frames.len() as f64, ..Passes::default() };
+    Ok(Answers { hits, seconds: started.elapsed().as_secs_f64(), passes })
 }
 
-fn adapted(bundle: &Bundle, config: &AdaptConfig, frames: &[Frame], seed: u64, shown: impl Fn()) -> Result<Tally, SessionError> {
-    let mut session = Session::new(bundle, config, seed)?;
-    let mut tally = Tally::default();
-    let truths: BTreeMap<u64, &Frame> = frames.iter().map(|frame| (frame.sequence.0, frame)).collect();
-    let mut count = |predictions: Vec<crate::prediction::Prediction>| {
-        for prediction in predictions {
-            let frame = truths[&prediction.sequence.0];
-            tally.add(frame.domain.as_deref().unwrap_or_default(), frame.label == Some(prediction.label));
-        }
+fn adapted(trial: &Trial, config: &AdaptConfig, shown: impl Fn()) -> Result<Answers, SessionError> {
+    let started = Instant::now();
+    let mut session = Session::new(trial.bundle, config, trial.seed)?;
+    let mut hits = Vec::new();
+    // Answers come in the order of the frames, and with `answer = "after"` by windows.
+    let mut frames = trial.frames.iter();
+    let mut count = |predictions: Vec<Prediction>| {
+        let pairs = predictions.into_iter().zip(&mut frames);
+        hits.extend(pairs.map(|(prediction, frame)| is_right(frame, prediction.label.index())));
     };
-    for frame in frames {
+    for frame in trial.frames {
         count(session.frame(frame.clone())?.predictions);
         shown();
     }
-    Ok(tally)
+    count(session.finish()?);
+    Ok(Answers { hits, seconds: started.elapsed().as_secs_f64(), passes: session.passes() })
+}
+
+/// The clock starts when the method is made: what it measures on source images is no part of the stream.
+fn competing(mut competitor: impl Competitor, trial: &Trial, shown: impl Fn()) -> Result<Answers, SessionError> {
+    let started = Instant::now();
+    let mut context = Context { seed: trial.seed, ..Context::default() };
+    let mut hits = Vec::new();
+    for window in trial.frames.chunks(trial.config.window) {
+        let answers = competitor.answer(&planes(window), &mut context)?;
+        for (frame, answer) in window.iter().zip(answers) {
+            hits.push(is_right(frame, answer));
+            context.frame += 1;
+            shown();
+        }
+    }
+    Ok(Answers { hits, seconds: started.elapsed().as_secs_f64(), passes: context.passes })
+}
+
+fn is_right(frame: &Frame, answer: usize) -> bool {
+    frame.label.map(ClassIndex::index) == Some(answer)
+}
+
+/// Planes of all frames, (N, C, H, W).
+fn planes(frames: &[Frame]) -> Vec<f32> {
+    let planes = |frame: &Frame| {
+        let mut planes = vec![0f32; frame.image.pixels().len()];
+        frame.image.write_planes(&mut planes);
+        planes
+    };
+    frames.iter().flat_map(planes).collect()
+}
+
+/// Share of `images`, each seen in `scene`, that the source gets right; 0..=1.
+///
+/// # Errors
+/// When the classifier does not take images of this shape.
+pub fn source_accuracy(classifier: &Classifier, scene: &Scene, images: &[Labelled], table: Table, seed: u64) -> candle_core::Result<f64> {
+    let planes = (0..images.len()).into_par_iter().flat_map_iter(|index| {
+        let image = scene.render(&images[index].image, table, &mut Draws::new(seed, index as u64));
+        let mut planes = vec![0f32; image.pixels().len()];
+        image.write_planes(&mut planes);
+        planes
+    });
+    let logits = classifier.logits(&planes.collect::<Vec<_>>())?;
+    Ok(accuracy(logits.iter().zip(images).map(|(logits, image)| argmax(logits) == image.label.index())))
 }
 
 /// Diffusion-TTA's own protocol (arXiv 2311.16102, section 3.2 and `config/`): one frame at a time, five steps, 180 draws

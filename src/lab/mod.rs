@@ -1,5 +1,6 @@
 //! The offline lab: data, corruptions, training, evaluation. The daemon knows nothing of it.
 
+pub mod baselines;
 pub mod contact_sheet;
 pub mod corruptions;
 pub mod dataset;

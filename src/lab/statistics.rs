@@ -59,6 +59,7 @@ pub fn measure(
     let best_error = |verdict: &Verdict| 1.0 + verdict.terms.errors().into_iter().fold(f64::INFINITY, f64::min);
     let denoising: Vec<f64> = verdicts.iter().map(best_error).collect();
     Ok(Statistics {
+        timesteps: timesteps.iter().map(|t| t.0).collect(),
         source_accuracy: planes.share(|n, label| argmax(&logits[n]) == label),
         judge_accuracy: planes.share(|n, label| verdicts[n].label() == label),
         entropy: moments(&entropies),

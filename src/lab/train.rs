@@ -5,8 +5,11 @@
 use super::dataset::Labelled;
 use crate::diffusion::{Schedule, Timestep, stretch};
 use crate::kernels;
-use crate::learner::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, accumulate, collect};
-use crate::model::{ClassConditioning, Dit, DitConfig, ImageShape, ParameterError, Parameters, Tensors, Vit, VitConfig, parameters};
+use crate::learner::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, TrainablePart, accumulate, collect};
+use crate::model::{
+    ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, NormStatistics, ParameterError, Parameters, ResNet, Tensors,
+    parameters,
+};
 use crate::noise::NoiseKey;
 use candle_core::{DType, Device, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,8 +27,6 @@ pub struct TrainingRun {
     pub batch: usize,
     pub learning_rate: f32,
     pub weight_decay: f32,
-    /// Weight of the cross entropy of the classes' errors against the denoising loss; of the diffusion model alone.
-    pub discrimination_weight: f64,
     /// Where the moving average goes as safetensors; the state for resuming stands beside it.
     pub out: PathBuf,
 }
@@ -53,6 +54,8 @@ const LOG_STEPS: u64 = 100;
 const SAVE_STEPS: u64 = 500;
 /// Steps in which the learning rate rises.
 const WARMUP_STEPS: u64 = 200;
+/// Share of the steps in which the learning rate falls.
+const DECAY_SHARE: f32 = 0.4;
 const EMA_DECAY: f64 = 0.999;
 
 /// Images that one task takes forward and backward: small enough that its activations stay in the cache. Fixed, so that
@@ -120,15 +123,15 @@ struct Objective {
 }
 
 /// Trains a classifier by cross entropy with label smoothing; gives the moving average of its weights.
-pub fn classifier(config: &VitConfig, data: &[Labelled], run: &TrainingRun) -> Result<Tensors, TrainError> {
+pub fn classifier(config: &ClassifierConfig, data: &[Labelled], run: &TrainingRun) -> Result<Tensors, TrainError> {
     const LABEL_SMOOTHING: f64 = 0.05;
-    let first = Vit::initialize(config, run.seed)?;
-    let image = config.trunk.image;
-    let classes = config.classes;
-    train(run, first, |parameters, step, rows| {
-        let model = Vit::load(config, parameters)?;
+    let first = config.initialize(run.seed)?;
+    let image = config.image();
+    let average = train(run, first, |parameters, step, rows| {
+        let model = config.load(parameters)?;
         let batch = Shard::draw(data, image, rows, NoiseKey::from_seed(run.seed, "batch", step));
-        let logits = model.forward(&batch.images)?; // (N, K)
+        let logits = model.forward(&batch.images, NormStatistics::Batch)?; // (N, K)
+        let classes = logits.dim(1)?;
         let log_probabilities = candle_nn::ops::log_softmax(&logits, 1)?;
         let hits = hits(&logits, &batch.labels)?;
         let targets: Vec<f32> = batch.labels.iter().flat_map(|&label| (0..classes).map(move |k| f32::from(k as u32 == label))).collect();
@@ -136,15 +139,29 @@ pub fn classifier(config: &VitConfig, data: &[Labelled], run: &TrainingRun) -> R
         let targets = targets.affine(1.0 - LABEL_SMOOTHING, LABEL_SMOOTHING / classes as f64)?;
         let loss = (log_probabilities * targets)?.sum_all()?.affine(-1.0 / run.batch as f64, 0.0)?;
         Ok(Objective { figures: vec![("loss", scalar(&loss)?), ("accuracy", hits / run.batch as f32)], loss })
-    })
+    })?;
+    let ClassifierConfig::ResNet(resnet) = config else { return Ok(average) };
+    // Batch norms serve with statistics of the averaged weights, which are known only now.
+    let model = ResNet::load(resnet, &Parameters::frozen(average.clone()))?;
+    let images = Shard::draw(data, image, 0..STATISTICS_IMAGES, NoiseKey::from_seed(run.seed, "statistics", 0)).images;
+    let weights = average.into_iter().chain(model.statistics(&images)?).collect();
+    write_file(&run.out, &parameters::write(&weights, HashMap::new())?)?;
+    Ok(weights)
 }
 
+/// Training images that the statistics of batch norms are taken of.
+const STATISTICS_IMAGES: usize = 1024;
+
 /// Timesteps of training: beyond them an image of this size says nothing.
-const TRAINING_TIMESTEPS: u32 = 700;
+const TRAINING_TIMESTEPS: u32 = 550;
+
+/// Steps in which the weight of the cross entropy rises: given it in full at once, the model tells classes and never learns
+/// to denoise.
+const DISCRIMINATION_WARMUP_STEPS: f64 = 1000.0;
 
 /// Trains a diffusion model: denoising loss of the true class, and, where one pass gives all classes, the cross entropy of
-/// the classifier that their errors make (logits: minus half the summed squared error).
-pub fn diffusion(config: &DitConfig, data: &[Labelled], run: &TrainingRun) -> Result<Tensors, TrainError> {
+/// the classifier that their errors make (logits: minus half the summed squared error), which counts `discrimination_weight`.
+pub fn diffusion(config: &DitConfig, data: &[Labelled], run: &TrainingRun, discrimination_weight: f64) -> Result<Tensors, TrainError> {
     let first = Dit::initialize(config, run.seed)?;
     let schedule = Schedule::linear(config.num_timesteps);
     train(run, first, |parameters, step, rows| {
@@ -154,7 +171,10 @@ pub fn diffusion(config: &DitConfig, data: &[Labelled], run: &TrainingRun) -> Re
         let noised = Noised::of(&shard, config, &schedule, run.seed, step);
         let share = shard.labels.len() as f64 / run.batch as f64;
         match config.conditioning {
-            ClassConditioning::Readout => joint_objective(run, config, &model, &shard, noised),
+            ClassConditioning::Readout => {
+                let weight = discrimination_weight * (step as f64 / DISCRIMINATION_WARMUP_STEPS).min(1.0);
+                joint_objective(run.batch, weight, config, &model, &shard, noised)
+            }
             ClassConditioning::AdaLn => {
                 let pred_noise = model.pred_noise_of_labels(&noised.x_t, &noised.timesteps, &shard.labels)?; // (N, T, P)
                 let loss = kernels::class_errors(&pred_noise, noised.noise, 1)?.mean_all()?.affine(share, 0.0)?;
@@ -194,8 +214,15 @@ impl Noised {
     }
 }
 
-fn joint_objective(run: &TrainingRun, config: &DitConfig, model: &Dit, shard: &Shard, noised: Noised) -> Result<Objective, TrainError> {
-    let share = shard.labels.len() as f64 / run.batch as f64;
+fn joint_objective(
+    batch: usize,
+    discrimination_weight: f64,
+    config: &DitConfig,
+    model: &Dit,
+    shard: &Shard,
+    noised: Noised,
+) -> Result<Objective, TrainError> {
+    let share = shard.labels.len() as f64 / batch as f64;
     let pred_noise = model.pred_noise_of_classes(&noised.x_t, &noised.timesteps)?; // (N, T, K P)
     let errors = kernels::class_errors(&pred_noise, noised.noise, config.classes)?; // (N, K)
     let labels = Tensor::from_slice(&shard.labels, (shard.labels.len(), 1), &Device::Cpu)?; // (N, 1)
@@ -208,7 +235,7 @@ fn joint_objective(run: &TrainingRun, config: &DitConfig, model: &Dit, shard: &S
         ("cross_entropy", scalar(&cross_entropy)?),
         ("accuracy", hits * share as f32 / shard.labels.len() as f32),
     ];
-    Ok(Objective { loss: (denoising_loss + (cross_entropy * run.discrimination_weight)?)?, figures })
+    Ok(Objective { loss: (denoising_loss + (cross_entropy * discrimination_weight)?)?, figures })
 }
 
 /// The loop that all training shares.
@@ -220,6 +247,7 @@ fn train(
     let mut state = TrainingState::open(run, &first)?;
     let variables = state.parameters.variables().clone();
     let bar = ProgressBar::new(run.steps).with_position(state.step);
+    bar.reset_eta();
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} {msg}").expect("a template of known keys"));
     let mut means: Vec<(&str, f32)> = Vec::new();
     while state.step < run.steps {
@@ -266,11 +294,12 @@ fn batch_gradients(
     Ok((gradients, figures))
 }
 
-/// Warm-up, then a cosine down to 3 % of the peak.
+/// Up, level, and down in a straight line over the last [`DECAY_SHARE`] of the steps: a run that is asked for more steps
+/// before it has come so far goes on as if it had been asked for them at first.
 fn learning_rate(run: &TrainingRun, step: u64) -> f32 {
-    let warm = ((step + 1) as f32 / WARMUP_STEPS as f32).min(1.0);
-    let progress = step as f32 / run.steps as f32;
-    run.learning_rate * warm * (0.485 * (1.0 + (std::f32::consts::PI * progress).cos()) + 0.03)
+    let warm = (step + 1) as f32 / WARMUP_STEPS as f32;
+    let left = (run.steps - step) as f32 / (DECAY_SHARE * run.steps as f32);
+    run.learning_rate * warm.min(left).min(1.0)
 }
 
 struct TrainingState {
@@ -287,12 +316,12 @@ impl TrainingState {
 
     /// The state that an earlier run left, or the first.
     fn open(run: &TrainingRun, first: &Tensors) -> Result<Self, TrainError> {
-        let config = OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.999, adam_eps: 1e-8, weight_decay: run.weight_decay };
+        let config = OptimizerConfig::Muon { momentum: 0.95, beta1: 0.9, beta2: 0.99, adam_eps: 1e-8, weight_decay: run.weight_decay };
         let mut state = Self {
             step: 0,
-            parameters: Parameters::trainable(first, |_| true)?,
+            parameters: Parameters::trainable(first, |name| TrainablePart::All.contains(name))?,
             optimizer: Optimizer::new(config),
-            average: Parameters::trainable(first, |_| true)?.snapshot()?,
+            average: first.clone(),
         };
         let path = Self::path(run);
         if !path.exists() {
@@ -307,7 +336,8 @@ impl TrainingState {
             part(prefix).into_iter().map(|(name, t)| Ok((name, t.flatten_all()?.to_vec1()?))).collect()
         };
         state.parameters.restore(&part("weights."))?;
-        state.average = part("average.");
+        // What is not trained is not in the state.
+        state.average.extend(part("average."));
         parameters::check(&state.average, first)?;
         let steps = part("step.").get("steps").map(|t| t.to_scalar::<f32>()).transpose()?.unwrap_or(0.0) as u64;
         let first_moments = values("first.")?;
@@ -340,7 +370,9 @@ impl TrainingState {
                 Ok::<_, candle_core::Error>(())
             };
             put("first", &state.first_moments[name])?;
-            put("second", &state.second_moments[name])?;
+            if let Some(second) = state.second_moments.get(name) {
+                put("second", second)?;
+            }
             tensors.insert(format!("weights.{name}"), variable.as_detached_tensor());
             tensors.insert(format!("average.{name}"), self.average[name].clone());
         }

@@ -8,17 +8,17 @@ use super::condition;
 use super::config::{AdaptConfig, ObjectiveKind};
 use super::judge::{Judge, Verdict};
 use super::objective::{LossAndGradient, cross_entropy, score};
-use super::optimizer::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport};
+use super::optimizer::{Gradients, Optimizer, OptimizerState, StepError, StepReport};
 use crate::bundle::{Bundle, Statistics};
 use crate::diffusion::Timestep;
 use crate::frame::WeightsVersion;
-use crate::model::{ParameterError, Tensors, VitConfig};
+use crate::model::{ClassifierConfig, ParameterError, Tensors};
 use crate::noise::NoiseKey;
 use crate::observation::{SkipReason, WindowReport};
 use crate::pipeline::{Adapted, Job, Outcome, WindowFrame};
 use crate::policy::{self, Decision, Evidence, Lesson, Ruling};
 use crate::state::{LearnerState, PolicyState};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use std::collections::BTreeMap;
 
 /// Why the adapter cannot go on: weights or configuration that do not fit, or a bug.
@@ -35,7 +35,7 @@ pub enum AdaptError {
 /// The classifier that learns, its judge, its optimizer, its anchor.
 pub struct Adapter {
     config: AdaptConfig,
-    classifier_config: VitConfig,
+    classifier_config: ClassifierConfig,
     timesteps: Vec<Timestep>,
     classifier: Classifier,
     judge: Judge,
@@ -64,7 +64,7 @@ impl Adapter {
             optimizer: Optimizer::new(config.optimizer),
             source_norm: norm(source.values().flatten().map(|&value| f64::from(value))),
             source,
-            statistics: bundle.statistics,
+            statistics: bundle.statistics.clone(),
             version: learner.version,
             policy: PolicyState::default(),
             classifier_config: bundle.classifier_config,
@@ -256,15 +256,12 @@ impl Adapter {
     /// Whether moments are those of this optimizer and these parameters; of others they would mean nothing.
     fn is_usable(&self, state: &OptimizerState) -> bool {
         let variables = self.classifier.parameters().variables();
-        let fit = |moments: &BTreeMap<String, Vec<f32>>| {
-            let is_of = |(name, values): (&String, &Vec<f32>)| variables.get(name).is_some_and(|v| v.elem_count() == values.len());
-            moments.len() == variables.len() && moments.iter().all(is_of)
+        let fit = |moments: &BTreeMap<String, Vec<f32>>, is_kept: &dyn Fn(&str, &Var) -> bool| {
+            let mut kept = variables.iter().filter(|(name, variable)| is_kept(name, variable));
+            moments.len() == kept.clone().count() && kept.all(|(name, v)| moments.get(name).is_some_and(|m| m.len() == v.elem_count()))
         };
-        fit(&state.first_moments)
-            && match self.config.optimizer {
-                OptimizerConfig::Sgd { .. } => state.second_moments.is_empty(),
-                OptimizerConfig::AdamW { .. } => fit(&state.second_moments),
-            }
+        fit(&state.first_moments, &|_, _| true)
+            && fit(&state.second_moments, &|name, variable| self.config.optimizer.has_second_moments(name, variable))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::config::TrainablePart;
 use super::optimizer::{Gradients, StepError, accumulate, collect};
-use crate::model::{ParameterError, Parameters, Tensors, Vit, VitConfig};
+use crate::model::{ClassifierConfig, ClassifierModel, NormStatistics, ParameterError, Parameters, Tensors};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -14,7 +14,8 @@ const SHARD_IMAGES: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Classifier {
     parameters: Parameters,
-    model: Vit,
+    model: ClassifierModel,
+    image_elements: usize,
 }
 
 /// Logits of a window, with the graph that leads to them.
@@ -25,17 +26,24 @@ pub struct Forward {
     pub logits: Vec<Vec<f64>>,
 }
 
+/// What the head sees of a window, and what it says; rows are images.
+pub struct Description {
+    /// Of D values.
+    pub features: Vec<Vec<f64>>,
+    pub logits: Vec<Vec<f64>>,
+}
+
 impl Classifier {
     /// A classifier whose parameters never change.
-    pub fn frozen(config: &VitConfig, tensors: Tensors) -> Result<Self, ParameterError> {
+    pub fn frozen(config: &ClassifierConfig, tensors: Tensors) -> Result<Self, ParameterError> {
         let parameters = Parameters::frozen(tensors);
-        Ok(Self { model: Vit::load(config, &parameters)?, parameters })
+        Ok(Self { model: config.load(&parameters)?, image_elements: config.image().elements(), parameters })
     }
 
     /// A classifier of which `part` can learn; values are copied.
-    pub fn trainable(config: &VitConfig, tensors: &Tensors, part: TrainablePart) -> Result<Self, ParameterError> {
+    pub fn trainable(config: &ClassifierConfig, tensors: &Tensors, part: TrainablePart) -> Result<Self, ParameterError> {
         let parameters = Parameters::trainable(tensors, |name| part.contains(name))?;
-        Ok(Self { model: Vit::load(config, &parameters)?, parameters })
+        Ok(Self { model: config.load(&parameters)?, image_elements: config.image().elements(), parameters })
     }
 
     pub fn parameters(&self) -> &Parameters {
@@ -49,13 +57,26 @@ impl Classifier {
 
     /// Logits that gradients can be taken of.
     pub fn forward(&self, images: &[f32]) -> candle_core::Result<Forward> {
-        let shard = SHARD_IMAGES * self.model.config().trunk.image.elements();
-        let shards = images.par_chunks(shard).map(|images| self.model.forward(images)).collect::<candle_core::Result<Vec<_>>>()?;
-        let mut logits = Vec::new();
-        for shard in &shards {
-            logits.extend(shard.to_vec2::<f32>()?.into_iter().map(|row| row.into_iter().map(f64::from).collect()));
-        }
+        let shards = self
+            .shards(images)
+            .map(|images| self.model.forward(images, NormStatistics::Running))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let logits = rows(&shards)?;
         Ok(Forward { shards, logits })
+    }
+
+    /// Features of images, and the logits that the head makes of them.
+    pub fn describe(&self, images: &[f32]) -> candle_core::Result<Description> {
+        let features = self
+            .shards(images)
+            .map(|images| self.model.features(images, NormStatistics::Running))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let logits = features.iter().map(|features| self.model.head(features)).collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Description { features: rows(&features)?, logits: rows(&logits)? })
+    }
+
+    fn shards<'a>(&self, images: &'a [f32]) -> rayon::slice::Chunks<'a, f32> {
+        images.par_chunks(SHARD_IMAGES * self.image_elements)
     }
 
     /// Gradients of the trainable parameters, for the gradient of the loss by each image's logits.
@@ -76,4 +97,13 @@ impl Classifier {
         }
         Ok(total)
     }
+}
+
+/// Rows of all shards, in order.
+fn rows(shards: &[Tensor]) -> candle_core::Result<Vec<Vec<f64>>> {
+    let mut rows = Vec::new();
+    for shard in shards {
+        rows.extend(shard.to_vec2::<f32>()?.into_iter().map(|row| row.into_iter().map(f64::from).collect()));
+    }
+    Ok(rows)
 }

@@ -30,7 +30,7 @@ pub enum ObjectiveKind {
 #[serde(rename_all = "snake_case")]
 pub enum TrainablePart {
     All,
-    /// Modulations of the norms: scale, shift and gate.
+    /// Scale, shift and gate of the norms.
     Norms,
     /// The head.
     Last,
@@ -40,8 +40,8 @@ impl TrainablePart {
     /// Whether the parameter `name` learns.
     pub fn contains(self, name: &str) -> bool {
         match self {
-            Self::All => true,
-            Self::Norms => name.ends_with("modulation"),
+            Self::All => !name.contains(".running_"),
+            Self::Norms => name.ends_with("modulation") || name.ends_with(".norm.scale") || name.ends_with(".norm.shift"),
             Self::Last => name.starts_with("head."),
         }
     }
@@ -55,6 +55,8 @@ pub struct GateConfig {
     pub memory_windows: f64,
     /// The diffusion model is listened to while its estimated accuracy exceeds the source's by this, -1..=1.
     pub margin: f64,
+    /// How far the diversity of the diffusion model's answers may fall under the source's, 0..=1; 1 asks nothing.
+    pub diversity_slack: f64,
     /// How far the agreement of the adapted classifier with the diffusion model may fall under the source's, 0..=1.
     pub tolerance: f64,
     /// A frame teaches when its target's largest probability is at least this, 0..=1.
@@ -88,7 +90,7 @@ pub struct AdaptConfig {
     pub answer: AnswerTime,
     pub objective: ObjectiveKind,
     pub trainable: TrainablePart,
-    /// Timesteps of the draws of a frame: one draw each.
+    /// Timesteps of the draws of a frame, one draw each; at least two, as their agreement tells how good they are.
     pub timesteps: Vec<u32>,
     /// How far the errors of the diffusion model are believed: 1 is their likelihood.
     pub judge_weight: f64,
@@ -128,7 +130,12 @@ impl AdaptConfig {
         let checks = [
             ("window", self.window.to_string(), (1..=1024).contains(&self.window), "1 to 1024"),
             ("lag", self.lag.to_string(), (1..=8).contains(&self.lag), "1 to 8"),
-            ("timesteps", format!("{:?}", self.timesteps), (1..=64).contains(&self.timesteps.len()), "1 to 64 timesteps"),
+            (
+                "timesteps",
+                format!("{:?}", self.timesteps),
+                (2..=64).contains(&self.timesteps.len()),
+                "2 to 64 timesteps: with one draw nothing tells when the judge errs",
+            ),
             (
                 "timesteps",
                 format!("{:?}", self.timesteps),
@@ -145,6 +152,7 @@ impl AdaptConfig {
             ("distance_max", self.distance_max.to_string(), self.distance_max > 0.0, "above 0"),
             ("gate.memory_windows", self.gate.memory_windows.to_string(), self.gate.memory_windows >= 1.0, "at least 1"),
             ("gate.margin", self.gate.margin.to_string(), (-1.0..=1.0).contains(&self.gate.margin), "-1 to 1"),
+            ("gate.diversity_slack", self.gate.diversity_slack.to_string(), unit.contains(&self.gate.diversity_slack), "0 to 1"),
             ("gate.tolerance", self.gate.tolerance.to_string(), unit.contains(&self.gate.tolerance), "0 to 1"),
             ("gate.confidence_min", self.gate.confidence_min.to_string(), unit.contains(&self.gate.confidence_min), "0 to 1"),
             (
@@ -176,11 +184,17 @@ impl AdaptConfig {
     /// Outside these ranges the first step is not a number, or every step is larger than the last.
     fn check_optimizer(&self) -> Result<(), AdaptRangeError> {
         let below_one = |value: f32| (0.0..1.0).contains(&value);
+        let is_adam_w = |beta1, beta2, adam_eps: f32, weight_decay| {
+            below_one(beta1) && below_one(beta2) && adam_eps > 0.0 && adam_eps.is_finite() && (0.0..=10.0).contains(&weight_decay)
+        };
         let (is_in_range, range) = match self.optimizer {
             OptimizerConfig::Sgd { momentum } => (below_one(momentum), "momentum from 0, below 1"),
-            OptimizerConfig::AdamW { beta1, beta2, adam_eps, weight_decay } => (
-                below_one(beta1) && below_one(beta2) && adam_eps > 0.0 && adam_eps.is_finite() && (0.0..=10.0).contains(&weight_decay),
-                "beta1 and beta2 from 0, below 1; adam_eps above 0; weight_decay 0 to 10",
+            OptimizerConfig::AdamW { beta1, beta2, adam_eps, weight_decay } => {
+                (is_adam_w(beta1, beta2, adam_eps, weight_decay), "beta1 and beta2 from 0, below 1; adam_eps above 0; weight_decay 0 to 10")
+            }
+            OptimizerConfig::Muon { momentum, beta1, beta2, adam_eps, weight_decay } => (
+                below_one(momentum) && is_adam_w(beta1, beta2, adam_eps, weight_decay),
+                "momentum, beta1 and beta2 from 0, below 1; adam_eps above 0; weight_decay 0 to 10",
             ),
         };
         match is_in_range {

@@ -9,7 +9,7 @@ pub mod objective;
 mod optimizer;
 
 pub use adapter::{AdaptError, Adapter, source_state};
-pub use classifier::Classifier;
+pub use classifier::{Classifier, Description, Forward};
 pub use config::{AdaptConfig, AdaptRangeError, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, TrainablePart};
 pub use judge::{Judge, Verdict};
 pub use optimizer::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport, accumulate, collect};

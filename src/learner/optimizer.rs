@@ -1,9 +1,9 @@
-//! SGD with momentum and AdamW, whose state is kept by name and can be saved: candle's cannot.
+//! SGD with momentum, AdamW and Muon, whose state is kept by name and can be saved: candle's cannot.
 //!
 //! Invariants: a trainable parameter without a gradient is an error, never a step that silently does nothing; a step
 //! whose gradient is not finite changes nothing; parameters are visited in the order of their names.
 
-use candle_core::{Tensor, Var, backprop::GradStore};
+use candle_core::{Device, Tensor, Var, backprop::GradStore};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -15,11 +15,23 @@ pub enum OptimizerConfig {
     Sgd { momentum: f32 },
     /// arXiv 1711.05101; decoupled weight decay.
     AdamW { beta1: f32, beta2: f32, adam_eps: f32, weight_decay: f32 },
+    /// Momentum whose direction is orthogonalised, for the matrices of the blocks; AdamW for all else
+    /// (K. Jordan, "Muon", 2024; scale of arXiv 2502.16982).
+    Muon { momentum: f32, beta1: f32, beta2: f32, adam_eps: f32, weight_decay: f32 },
 }
 
 impl OptimizerConfig {
     /// AdamW with the constants of its paper and no decay.
     pub const ADAM_W: Self = Self::AdamW { beta1: 0.9, beta2: 0.999, adam_eps: 1e-8, weight_decay: 0.0 };
+
+    /// Whether the parameter `name` has second moments.
+    pub fn has_second_moments(&self, name: &str, variable: &Var) -> bool {
+        match self {
+            Self::Sgd { .. } => false,
+            Self::AdamW { .. } => true,
+            Self::Muon { .. } => !is_hidden_matrix(name, variable),
+        }
+    }
 }
 
 /// All that the next step depends on, next to the parameters.
@@ -27,9 +39,9 @@ impl OptimizerConfig {
 pub struct OptimizerState {
     /// Steps taken.
     pub steps: u64,
-    /// Momentum of SGD, or first moments of AdamW, by parameter.
+    /// Momentum, or first moments of AdamW, by parameter.
     pub first_moments: BTreeMap<String, Vec<f32>>,
-    /// Second moments of AdamW, by parameter; empty for SGD.
+    /// Second moments, by parameter, where [`OptimizerConfig::has_second_moments`].
     pub second_moments: BTreeMap<String, Vec<f32>>,
 }
 
@@ -99,7 +111,8 @@ impl Optimizer {
         self.state = state;
     }
 
-    /// One step along `gradients`, which [`collect`] made of the same variables; are scaled down to `norm_max` together if their norm is larger.
+    /// One step along `gradients`, which [`collect`] made of the same variables; they are scaled down to
+    /// `norm_max` together if their norm is larger.
     ///
     /// # Errors
     /// `NoGradient` and `NotFinite`, with nothing changed.
@@ -119,7 +132,18 @@ impl Optimizer {
         for (name, variable) in variables {
             let mut theta = variable.flatten_all()?.to_vec1::<f32>()?;
             let gradient = gradients.get(name).ok_or_else(|| StepError::NoGradient { name: name.clone() })?;
-            self.update(name, &mut theta, gradient, learning_rate, clip);
+            match self.config {
+                OptimizerConfig::Muon { momentum, weight_decay, .. } if is_hidden_matrix(name, variable) => {
+                    let shape = variable.dims2()?;
+                    let first = self.state.first_moments.entry(name.to_owned()).or_insert_with(|| vec![0f32; theta.len()]);
+                    let direction = muon_direction(first, gradient, shape, momentum)?;
+                    let scale = MUON_ROOT_MEAN_SQUARE * (shape.0.max(shape.1) as f32).sqrt();
+                    for (theta, step) in theta.iter_mut().zip(direction) {
+                        *theta -= learning_rate * weight_decay.mul_add(*theta, scale * step);
+                    }
+                }
+                _ => self.update(name, &mut theta, gradient, learning_rate, clip),
+            }
             variable.set(&Tensor::from_vec(theta, variable.shape(), variable.device())?)?;
         }
         Ok(StepReport { gradient_norm })
@@ -135,7 +159,8 @@ impl Optimizer {
                     *theta -= learning_rate * *m;
                 }
             }
-            OptimizerConfig::AdamW { beta1, beta2, adam_eps, weight_decay } => {
+            OptimizerConfig::AdamW { beta1, beta2, adam_eps, weight_decay }
+            | OptimizerConfig::Muon { beta1, beta2, adam_eps, weight_decay, .. } => {
                 let second = self.state.second_moments.entry(name.to_owned()).or_insert_with(|| vec![0f32; first.len()]);
                 let steps = self.state.steps as f64;
                 let correction1 = (1.0 - f64::from(beta1).powf(steps)) as f32;
@@ -150,6 +175,43 @@ impl Optimizer {
             }
         }
     }
+}
+
+/// Weights between hidden layers, but not those that modulate.
+fn is_hidden_matrix(name: &str, variable: &Var) -> bool {
+    name.starts_with("blocks.") && name.ends_with(".weight") && !name.contains("modulation") && variable.rank() == 2
+}
+
+/// Root mean square of a step of Muon in learning rates: that of AdamW in practice (arXiv 2502.16982, section 2.2).
+const MUON_ROOT_MEAN_SQUARE: f32 = 0.2;
+
+/// Moves the momentum of a matrix `shape` (rows, columns), and gives Nesterov's direction, orthogonalised. The scale of
+/// the gradient cancels, so clipping has no effect on it.
+fn muon_direction(first: &mut [f32], gradient: &[f32], shape: (usize, usize), momentum: f32) -> candle_core::Result<Vec<f32>> {
+    let direction = first.iter_mut().zip(gradient).map(|(m, &g)| {
+        *m = momentum.mul_add(*m, (1.0 - momentum) * g);
+        momentum.mul_add(*m, (1.0 - momentum) * g)
+    });
+    let direction = Tensor::from_vec(direction.collect::<Vec<_>>(), shape, &Device::Cpu)?;
+    orthogonalize(&direction)?.flatten_all()?.to_vec1::<f32>()
+}
+
+/// The matrix with the same singular vectors and singular values near 1 (0.7 to 1.2), by five steps of Muon's quintic
+/// Newton-Schulz iteration.
+fn orthogonalize(matrix: &Tensor) -> candle_core::Result<Tensor> {
+    const A: f64 = 3.4445;
+    const B: f64 = -4.7750;
+    const C: f64 = 2.0315;
+    let (rows, columns) = matrix.dims2()?;
+    let mut x = if rows > columns { matrix.t()?.contiguous()? } else { matrix.clone() };
+    let norm = f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
+    x = (x / (norm + 1e-7))?;
+    for _ in 0..5 {
+        let gram = x.matmul(&x.t()?)?;
+        let polynomial = ((&gram * B)? + (gram.matmul(&gram)? * C)?)?;
+        x = ((&x * A)? + polynomial.matmul(&x)?)?;
+    }
+    if rows > columns { x.t()?.contiguous() } else { Ok(x) }
 }
 
 #[cfg(test)]
@@ -191,6 +253,38 @@ mod tests {
         let config = OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.999, adam_eps: 1e-8, weight_decay: 0.5 };
         let (x, _) = take_steps(config, 1, 0.01);
         assert!((x - (1.0 - 0.01 * (1.0 + 0.5))).abs() < 1e-6, "{x}");
+    }
+
+    #[test]
+    fn muon_takes_orthogonal_steps_of_the_size_of_adamws() {
+        for shape in [(6, 20), (20, 6)] {
+            let gradient: Vec<f32> = (0..120u8).map(|i| (f32::from(i) * 0.7).sin() * f32::from(1 + i % 7)).collect();
+            let mut momentum = vec![0f32; 120];
+            let direction = muon_direction(&mut momentum, &gradient, shape, 0.95).expect("a matrix");
+            let direction = Tensor::from_vec(direction, shape, &Device::Cpu).expect("a matrix");
+            let short = if shape.0 < shape.1 { direction.clone() } else { direction.t().expect("a matrix") };
+            let gram = short.matmul(&short.t().expect("a matrix")).and_then(|gram| gram.to_vec2::<f32>()).expect("a matrix");
+            for (i, row) in gram.iter().enumerate() {
+                for (j, &value) in row.iter().enumerate() {
+                    let bounds = if i == j { 0.4..1.5 } else { -0.35..0.35 };
+                    assert!(bounds.contains(&value), "{shape:?}: gram[{i}, {j}] = {value}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn muon_keeps_second_moments_of_what_is_no_hidden_matrix_alone() {
+        let matrix = Var::zeros((2, 3), candle_core::DType::F32, &Device::Cpu).expect("a matrix");
+        let muon = OptimizerConfig::Muon { momentum: 0.95, beta1: 0.9, beta2: 0.99, adam_eps: 1e-8, weight_decay: 0.0 };
+        for (name, expected) in [("blocks.00.qkv.weight", false), ("blocks.00.modulation.weight", true), ("readout.weight", true)] {
+            assert_eq!(muon.has_second_moments(name, &matrix), expected, "{name}");
+            let variables = BTreeMap::from([(name.to_owned(), matrix.clone())]);
+            let gradients = BTreeMap::from([(name.to_owned(), vec![1.0, -2.0, 3.0, 0.5, 0.0, 1.0])]);
+            let mut optimizer = Optimizer::new(muon);
+            optimizer.step(&variables, &gradients, 0.1, 1.0).expect("a finite gradient");
+            assert_eq!(optimizer.state().second_moments.contains_key(name), expected, "{name}");
+        }
     }
 
     #[test]

@@ -173,7 +173,11 @@ pub struct Block {
     qkv: Linear,
     projection: Linear,
     expand: Linear,
+    /// (9, D * mlp_ratio)
+    neighbours: Tensor,
     contract: Linear,
+    /// (rows, columns) of tokens
+    grid: (usize, usize),
 }
 
 impl Block {
@@ -184,7 +188,9 @@ impl Block {
             qkv: Linear::load(parameters, &format!("{name}.qkv"), 3 * d, d)?,
             projection: Linear::load(parameters, &format!("{name}.projection"), d, d)?,
             expand: Linear::load(parameters, &format!("{name}.expand"), inner, d)?,
+            neighbours: parameters.get(&format!("{name}.neighbours"), &[kernels::NEIGHBOURS, inner])?,
             contract: Linear::load(parameters, &format!("{name}.contract"), d, inner)?,
+            grid: config.grid(),
         })
     }
 
@@ -196,7 +202,8 @@ impl Block {
         let h = kernels::attention(&self.qkv.forward(&h)?, self.heads)?; // (N, T, D)
         let x = kernels::gated_residual(x, &part(2)?, &self.projection.forward(&h)?)?; // (N, T, D)
         let h = kernels::modulated_norm(&x, &part(3)?, &part(4)?)?; // (N, T, D)
-        let h = kernels::gelu(&self.expand.forward(&h)?)?; // (N, T, D * mlp_ratio)
+        let h = kernels::neighbour_mix(&self.expand.forward(&h)?, &self.neighbours, self.grid)?; // (N, T, D * mlp_ratio)
+        let h = kernels::gelu(&h)?; // (N, T, D * mlp_ratio)
         kernels::gated_residual(&x, &part(5)?, &self.contract.forward(&h)?) // (N, T, D)
     }
 }
@@ -220,6 +227,7 @@ impl Trunk {
             initializer.linear(&format!("blocks.{block:02}.qkv"), 3 * d, d)?;
             initializer.linear(&format!("blocks.{block:02}.projection"), d, d)?;
             initializer.linear(&format!("blocks.{block:02}.expand"), inner, d)?;
+            initializer.constant(&format!("blocks.{block:02}.neighbours"), &[kernels::NEIGHBOURS, inner], 0.0)?;
             initializer.linear(&format!("blocks.{block:02}.contract"), d, inner)?;
         }
         Ok(())

@@ -1,14 +1,19 @@
-//! The two models, built of the same blocks: the classifier ([`Vit`]) and the diffusion model ([`Dit`]).
+//! The two models, built of the same blocks: the classifier ([`Vit`]) and the diffusion model ([`Dit`]). Next to them a
+//! classifier of another kind, [`ResNet`], so that methods are not judged on one architecture.
 //!
 //! Both cut an image into tokens, add positions and run blocks of attention and MLP whose norms are modulated: by the
 //! timestep (and class) in the DiT, by learned constants in the ViT.
 
 mod blocks;
+mod classifier;
 mod dit;
 pub mod parameters;
+mod resnet;
 mod vit;
 
 pub use blocks::{ImageShape, ShapeError, TrunkConfig};
+pub use classifier::{ClassifierConfig, ClassifierModel};
 pub use dit::{ClassConditioning, Dit, DitConfig};
 pub use parameters::{ParameterError, Parameters, Tensors};
+pub use resnet::{NormStatistics, ResNet, ResNetConfig};
 pub use vit::{Vit, VitConfig};

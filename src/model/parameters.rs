@@ -79,7 +79,7 @@ impl Parameters {
             tensors.insert(name.clone(), tensor.copy()?);
         }
         for (name, variable) in &self.variables {
-            tensors.insert(name.clone(), variable.as_tensor().copy()?);
+            tensors.insert(name.clone(), variable.as_detached_tensor().copy()?);
         }
         Ok(tensors)
     }
@@ -143,6 +143,20 @@ pub fn check(tensors: &Tensors, expected: &Tensors) -> Result<(), ParameterError
         Some(name) => Err(ParameterError::Unknown { name: name.clone() }),
         None => Ok(()),
     }
+}
+
+/// Whether both hold the same values under the same names, bit for bit.
+pub fn are_equal(left: &Tensors, right: &Tensors) -> candle_core::Result<bool> {
+    let bits = |tensor: &Tensor| {
+        Ok::<_, candle_core::Error>(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+    };
+    for (name, tensor) in left {
+        match right.get(name) {
+            Some(other) if bits(tensor)? == bits(other)? => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(left.len() == right.len())
 }
 
 /// Makes the first values of a model's parameters.

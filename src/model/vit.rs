@@ -66,10 +66,20 @@ impl Vit {
 
     /// Logits (N, K) of images (N, C, H, W), given as one slice.
     pub fn forward(&self, images: &[f32]) -> candle_core::Result<Tensor> {
+        self.head(&self.features(images)?)
+    }
+
+    /// Logits (N, K) of features (N, D).
+    pub fn head(&self, features: &Tensor) -> candle_core::Result<Tensor> {
+        self.head.forward(features)
+    }
+
+    /// What the head sees of images: the mean of their tokens, (N, D).
+    pub fn features(&self, images: &[f32]) -> candle_core::Result<Tensor> {
         let d = self.config.trunk.hidden;
         let x = self.trunk.forward(images, &self.modulations)?; // (N, T, D)
         let (shift, scale) = (self.final_modulation.narrow(1, 0, d)?, self.final_modulation.narrow(1, d, d)?);
         let x = kernels::modulated_norm(&x, &shift, &scale)?; // (N, T, D)
-        self.head.forward(&x.mean(1)?) // (N, K)
+        x.mean(1) // (N, D)
     }
 }

@@ -1,8 +1,8 @@
 //! Reads a bundle's files: each is checked against its hash before a byte of it is believed.
 
 use crate::bundle::{Bundle, Statistics};
-use crate::config::BundleConfig;
-use crate::model::{Dit, ParameterError, Vit, parameters};
+use crate::config::{BundleConfig, Config};
+use crate::model::{Dit, ParameterError, parameters};
 use std::path::{Path, PathBuf};
 
 /// Seed of the parameters that shapes are compared with; their values are not used.
@@ -23,13 +23,26 @@ pub enum BundleReadError {
     Labels { path: PathBuf },
 }
 
-/// Reads and checks all files of a bundle.
+/// Reads and checks all files of a bundle; warns of statistics that were measured with other draws than `config` asks for.
 ///
 /// # Errors
 /// The first file that is missing, damaged or does not fit the configured models.
-pub fn read_bundle(config: &BundleConfig) -> Result<Bundle, BundleReadError> {
+pub fn read_bundle(config: &Config) -> Result<Bundle, BundleReadError> {
+    let bundle = read(&config.bundle)?;
+    let (measured, configured) = (&bundle.statistics.timesteps, &config.adapt.timesteps);
+    if measured != configured {
+        tracing::warn!(
+            ?measured,
+            ?configured,
+            "the gate compares with statistics of other timesteps: `undrift train bundle` measures them anew"
+        );
+    }
+    Ok(bundle)
+}
+
+fn read(config: &BundleConfig) -> Result<Bundle, BundleReadError> {
     let files = &config.files;
-    let hashes = read(&files.hashes)?;
+    let hashes = read_file(&files.hashes)?;
     let hashes = String::from_utf8_lossy(&hashes);
     let read = |path: &Path| read_checked(path, &files.hashes, &hashes);
     let labels = labels(&files.labels, read(&files.labels)?)?;
@@ -42,7 +55,7 @@ pub fn read_bundle(config: &BundleConfig) -> Result<Bundle, BundleReadError> {
     };
     let statistics = serde_json::from_slice::<Statistics>(&read(&files.statistics)?);
     Ok(Bundle {
-        classifier: tensors(&files.classifier, Vit::initialize(&classifier_config, SHAPE_SEED))?,
+        classifier: tensors(&files.classifier, classifier_config.initialize(SHAPE_SEED))?,
         diffusion: tensors(&files.diffusion, Dit::initialize(&diffusion_config, SHAPE_SEED))?,
         classifier_config,
         diffusion_config,
@@ -51,13 +64,13 @@ pub fn read_bundle(config: &BundleConfig) -> Result<Bundle, BundleReadError> {
     })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, BundleReadError> {
+fn read_file(path: &Path) -> Result<Vec<u8>, BundleReadError> {
     std::fs::read(path).map_err(|source| BundleReadError::Io { path: path.to_owned(), source })
 }
 
 /// `hashes` has lines as `b3sum` writes them: hash, white space, name.
 fn read_checked(path: &Path, hashes_path: &Path, hashes: &str) -> Result<Vec<u8>, BundleReadError> {
-    let bytes = read(path)?;
+    let bytes = read_file(path)?;
     let got = blake3::hash(&bytes).to_hex().to_string();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let line = hashes.lines().filter_map(|line| line.split_once(char::is_whitespace)).find(|(_, of)| of.trim() == name);

@@ -15,7 +15,7 @@
 //! process with its reason.
 
 use super::bundle_reader::{BundleReadError, read_bundle};
-use super::engine::{Codec, Engine, Lines};
+use super::engine::{Codec, Engine, Lines, STOP_PATIENCE};
 use super::http::{self, ListenError};
 use super::jetstream::{self, StreamFacts};
 use super::nats::{self, Control, NatsError};
@@ -32,7 +32,7 @@ use crate::learner::{AdaptError, Adapter, source_state};
 use crate::noise::NoiseSecret;
 use crate::pipeline::{Job, OutputShape, Pipeline, PipelineError, Start};
 use crate::state::{DurableState, MonitorState, Served};
-use crate::wire::{PrefixError, Subjects};
+use crate::wire::{self, EventRecord, PrefixError, Subjects};
 use async_nats::jetstream::Context;
 use async_nats::{Client, HeaderMap};
 use std::collections::BTreeMap;
@@ -143,7 +143,7 @@ enum SessionEnd {
 impl Daemon {
     fn new(config: Config, client: Client, shared: Arc<Shared>) -> Result<Self, DaemonError> {
         let subjects = Subjects::new(&config.nats.prefix)?;
-        let bundle = read_bundle(&config.bundle)?;
+        let bundle = read_bundle(&config)?;
         let mut store = Store::open(&config.checkpoint.dir, config.checkpoint.keep)?;
         let secret = store.noise_key(&config.noise)?;
         let mut recovery = store.latest()?;
@@ -244,7 +244,11 @@ impl Daemon {
         self.lines.shared.set_phase(Phase::Stopping);
         self.lines.inbox.push_order(Order::Stop);
         let state = engine.await.map_err(|_| DaemonError::Ended("device thread"))??;
-        adapter.await.map_err(|_| DaemonError::Ended("adapter thread"))??;
+        match (&end, tokio::time::timeout(STOP_PATIENCE, &mut adapter).await) {
+            (_, Ok(result)) => result.map_err(|_| DaemonError::Ended("adapter thread"))??,
+            (SessionEnd::Shutdown, Err(_)) => tracing::warn!("stopped while a window was being learned from: it is lost"),
+            (SessionEnd::NewIncarnation, Err(_)) => adapter.await.map_err(|_| DaemonError::Ended("adapter thread"))??,
+        }
         self.lines.inbox.forget_windows();
         self.restored = Some(state);
         Ok(end)
@@ -282,26 +286,25 @@ impl Daemon {
         };
         if let Some(change) = reconcile(&mut state, &incarnation, facts.as_ref()) {
             tracing::warn!(
-                change,
+                ?change,
                 incarnation = state.incarnation,
                 sequence = state.sequence.0,
                 "the stream is not the checkpoint's: weights are kept"
             );
             // On disk at once: were the stream to grow past the old number first, the change could not be seen any more.
             self.lines.store.push(StoreOrder::Save(Save { state: Box::new(state.clone()), ticket: 0, replies: Vec::new() }));
-            self.announce(change, &state);
+            self.announce(&change, state.sequence);
         }
         let id_prefix = id_prefix(&state.incarnation, facts.is_some());
         let last = state.sequence.0;
         Some(Origin { start: Start::Resume(Box::new(state)), incarnation, id_prefix, last })
     }
 
-    fn announce(&self, kind: &'static str, state: &DurableState) {
-        let record = serde_json::json!({ "v": 1, "kind": kind, "sequence": state.sequence, "incarnation": state.incarnation });
+    fn announce(&self, event: &EventRecord, sequence: FrameSeq) {
         self.lines.outbox.push(Outgoing {
-            subject: format!("{}.events.{kind}", self.config.nats.prefix),
+            subject: self.subjects.events(event),
             headers: HeaderMap::new(),
-            payload: record.to_string().into(),
+            payload: wire::encode_event(event, sequence).into(),
             is_prediction: false,
             made: Instant::now(),
         });
@@ -321,18 +324,18 @@ fn start_from_source(state: &mut DurableState, bundle: &Bundle) {
 ///
 /// Another stream is begun at its beginning. A stream that lost its end goes on after what is left, under a changed
 /// incarnation: its next numbers stand for other frames than before.
-fn reconcile(state: &mut DurableState, incarnation: &str, facts: Option<&StreamFacts>) -> Option<&'static str> {
+fn reconcile(state: &mut DurableState, incarnation: &str, facts: Option<&StreamFacts>) -> Option<EventRecord> {
     let is_same = state.incarnation.split('+').next() == Some(incarnation);
     match facts {
         _ if !is_same => {
             state.incarnation = incarnation.to_owned();
             state.sequence = FrameSeq(0);
-            Some("new_stream")
+            Some(EventRecord::NewStream { incarnation: state.incarnation.clone() })
         }
         Some(facts) if facts.last_sequence < state.sequence.0 => {
             state.incarnation = format!("{incarnation}+{}", facts.last_sequence);
             state.sequence = FrameSeq(facts.last_sequence);
-            Some("stream_truncated")
+            Some(EventRecord::StreamTruncated { incarnation: state.incarnation.clone() })
         }
         _ => None,
     }

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// How long a stopping daemon waits for the adapter.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
+pub const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The queues and facts that the device thread shares with the other threads.
 #[derive(Clone)]
@@ -59,7 +59,7 @@ impl Codec {
                 pixels_max: config.limits.pixels_max,
                 dimension_max: config.limits.dimension_max as usize,
             },
-            shape: config.bundle.classifier.image,
+            shape: config.bundle.classifier_config(classes).image(),
             classes,
             format: match config.output.format {
                 OutputFormat::Msgpack => Format::Msgpack,
@@ -170,6 +170,11 @@ impl Engine {
             Order::Label { camera, label } => self.apply(Event::Label { camera, frame_id: label.frame_id, label: label.label }),
             Order::Control(command, reply) => self.control(command, reply),
             Order::RollBack(state, reply) => {
+                if let Err(error) = self.pipeline.check_rollback(&state) {
+                    // The asker may have gone.
+                    let _ = reply.send(Err(format!("that checkpoint is of another classifier: {error}")));
+                    return Ok(());
+                }
                 self.apply(Event::RollBack(state))?;
                 self.save(Some(reply));
                 Ok(())

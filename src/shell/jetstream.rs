@@ -27,7 +27,9 @@ const STREAM_BYTES_MAX: i64 = 1 << 30;
 /// A replay after a crash repeats predictions; within this time the stream drops the repetitions.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(10 * 60);
 const PULL_FRAMES_MAX: usize = 32;
-const PULL_BYTES_MAX: usize = 16 << 20;
+/// Above the largest message that a broker can be told to take (64 MiB): a pull that is smaller than the next frame waits
+/// for ever.
+const PULL_BYTES_MAX: usize = 65 << 20;
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// The broker forgets a consumer that nobody pulls from.

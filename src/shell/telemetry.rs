@@ -303,18 +303,14 @@ impl Telemetry {
                 report.iter().for_each(show);
             }
             Observation::Serving { version } => WEIGHTS_VERSION.set(version.0 as f64),
-            Observation::Drift { state, score } => {
-                DRIFT_SCORE.set(*score);
+            Observation::Drift { state, .. } => {
                 DRIFT_STATE.set(match state {
                     DriftState::None => 0.0,
                     DriftState::Warning => 1.0,
                     DriftState::Drift => 2.0,
                 });
             }
-            Observation::Collapse { is_collapsed, diversity } => {
-                COLLAPSE.set(f64::from(u8::from(*is_collapsed)));
-                PREDICTION_DIVERSITY.set(*diversity);
-            }
+            Observation::Collapse { is_collapsed, .. } => COLLAPSE.set(f64::from(u8::from(*is_collapsed))),
             Observation::AdaptationSwitched { enabled } => ADAPT_ENABLED.set(f64::from(u8::from(*enabled))),
             Observation::WeightsReset => RESETS.count_by("reset"),
             Observation::RolledBack { .. } => RESETS.count_by("rollback"),

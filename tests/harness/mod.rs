@@ -288,6 +288,7 @@ channels = 1
 height = 32
 width = 32
 [classifier]
+architecture = "vit"
 patch = 8
 patch_window = 8
 hidden = 16
@@ -321,7 +322,7 @@ lag = 2
 answer = "before"
 objective = "posterior"
 trainable = "all"
-timesteps = [300]
+timesteps = [300, 500]
 judge_weight = 1.0
 prior_weight = 0.0
 learning_rate = 0.01
@@ -336,6 +337,7 @@ momentum = 0.9
 [adapt.gate]
 memory_windows = 8.0
 margin = -1.0
+diversity_slack = 1.0
 tolerance = 1.0
 confidence_min = 0.0
 [adapt.condition]
@@ -365,7 +367,7 @@ fn write_bundle(dir: &Path) {
     let weights = |tensors| parameters::write(&tensors, HashMap::new()).expect("tensors serialize");
     let labels: String = (0..CLASSES).map(|class| format!("class-{class}\n")).collect();
     let statistics = serde_json::json!({
-        "source_accuracy": 0.5, "judge_accuracy": 0.9, "draw_agreement": 0.1,
+        "timesteps": [300, 500], "source_accuracy": 0.5, "judge_accuracy": 0.9, "draw_agreement": 0.1,
         "entropy": { "mean": 2.0, "standard_deviation": 0.5 }, "denoising_loss": { "mean": 1.0, "standard_deviation": 0.5 },
     });
     let files = [

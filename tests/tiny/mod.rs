@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use undrift::bundle::{Bundle, Moments, Statistics};
 use undrift::frame::Image;
 use undrift::learner::{AdaptConfig, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
-use undrift::model::{ClassConditioning, Dit, DitConfig, ImageShape, Tensors, TrunkConfig, Vit, VitConfig};
+use undrift::model::{ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, Tensors, TrunkConfig, Vit, VitConfig};
 use undrift::noise::NoiseKey;
 
 pub const CLASSES: usize = 3;
@@ -32,7 +32,7 @@ pub fn bundle(channels: usize, conditioning: ClassConditioning) -> Bundle {
     Bundle {
         classifier: shaken(Vit::initialize(&classifier_config, 1).expect("a model"), 1),
         diffusion: shaken(Dit::initialize(&diffusion_config, 2).expect("a model"), 2),
-        classifier_config,
+        classifier_config: ClassifierConfig::Vit(classifier_config),
         diffusion_config,
         labels: ["shirt", "shoe", "bag"].map(str::to_owned).to_vec(),
         statistics: Statistics {
@@ -63,7 +63,7 @@ pub fn config() -> AdaptConfig {
         anchor_pull_retreat: 0.5,
         distance_max: 10.0,
         optimizer: OptimizerConfig::ADAM_W,
-        gate: GateConfig { memory_windows: 4.0, margin: -1.0, tolerance: 1.0, confidence_min: 0.0 },
+        gate: GateConfig { memory_windows: 4.0, margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, confidence_min: 0.0 },
         condition: ConditionConfig { steps_per_window: 2, draws_per_step: 3, accumulation_steps: 2, same_noise: false },
     }
 }

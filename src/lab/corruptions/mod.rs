@@ -6,10 +6,12 @@
 //! Invariant: the same image, corruption, severity, table and [`Draws`] give the same bytes.
 //! Grey images: noise, blur and geometry act on the one channel; what needs colour (frost, spatter, saturate) acts on the
 //! image replicated to RGB, and the luma of that is the answer.
+//! [`HeldOut`] are six more, of no benchmark.
 pub mod blur;
 mod corrupt;
 pub mod digital;
 mod draws;
+mod held_out;
 pub mod noise;
 pub mod raster;
 pub mod spatter;
@@ -18,4 +20,5 @@ pub mod weather;
 
 pub use corrupt::{Corruption, CorruptionError, Severity, corrupt};
 pub use draws::Draws;
+pub use held_out::HeldOut;
 pub use tables::Table;

@@ -5,7 +5,7 @@
 //! another size they stay as they are, and only the sizes that the reference derives from the image follow it.
 
 /// Which benchmark's constants are meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Table {
     /// CIFAR-10-C: 32 x 32.
     Cifar,

@@ -1,0 +1,130 @@
+//! Batch norm over the tokens of all images, with the statistics of the batch or with given ones.
+
+use super::slices::{tensor, values, with_values};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+/// Added to the variance (PyTorch, `nn.BatchNorm2d`).
+const NORM_EPS: f64 = 1e-5;
+
+/// Mean and variance of each channel (C).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelMoments {
+    pub mean: Vec<f32>,
+    pub variance: Vec<f32>,
+}
+
+impl ChannelMoments {
+    /// Over images and tokens of `x` (N, T, C).
+    pub fn of(x: &Tensor) -> Result<Self> {
+        let channels = x.dim(2)?;
+        with_values(x, |x| Ok(moments(x, channels)))
+    }
+}
+
+/// y (N, T, C) = (x - mean) / sqrt(variance + eps) * scale + shift; `scale` and `shift` are (C).
+///
+/// Without `given` moments those of `x` are taken, and the gradient goes through them.
+pub fn batch_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, given: Option<&ChannelMoments>) -> Result<Tensor> {
+    x.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, BatchNorm { given: given.cloned() })
+}
+
+struct BatchNorm {
+    given: Option<ChannelMoments>,
+}
+
+/// Sums over rows in f64, so that they do not depend on how many there are.
+fn moments(x: &[f32], channels: usize) -> ChannelMoments {
+    let count = (x.len() / channels) as f64;
+    let sums = |term: &dyn Fn(usize, f32) -> f64| {
+        let mut sums = vec![0f64; channels];
+        x.chunks_exact(channels).for_each(|row| row.iter().enumerate().for_each(|(c, &value)| sums[c] += term(c, value)));
+        sums.into_iter().map(|sum| sum / count).collect::<Vec<f64>>()
+    };
+    let mean = sums(&|_, value| f64::from(value));
+    let variance = sums(&|c, value| (f64::from(value) - mean[c]).powi(2));
+    let narrow = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
+    ChannelMoments { mean: narrow(mean), variance: narrow(variance) }
+}
+
+/// 1 / sqrt(variance + eps)
+fn reciprocals(variance: &[f32]) -> Vec<f32> {
+    variance.iter().map(|&variance| (1.0 / (f64::from(variance) + NORM_EPS).sqrt()) as f32).collect()
+}
+
+impl BatchNorm {
+    fn moments(&self, x: &[f32], channels: usize) -> ChannelMoments {
+        self.given.clone().unwrap_or_else(|| moments(x, channels))
+    }
+}
+
+impl CustomOp3 for BatchNorm {
+    fn name(&self) -> &'static str {
+        "batch-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        scale: &CpuStorage,
+        scale_layout: &Layout,
+        shift: &CpuStorage,
+        shift_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, _, c) = x_layout.shape().dims3()?;
+        let (x, scale, shift) = (values(x, x_layout)?, values(scale, scale_layout)?, values(shift, shift_layout)?);
+        let ChannelMoments { mean, variance } = self.moments(x, c);
+        if [scale.len(), shift.len(), mean.len(), variance.len()] != [c; 4] {
+            bail!("scale {}, shift {}, mean {}, variance {} for {c} channels", scale.len(), shift.len(), mean.len(), variance.len());
+        }
+        let factor: Vec<f32> = reciprocals(&variance).iter().zip(scale).map(|(r, scale)| r * scale).collect();
+        let offset: Vec<f32> = (0..c).map(|i| shift[i] - mean[i] * factor[i]).collect();
+        let mut y = x.to_vec();
+        for row in y.chunks_exact_mut(c) {
+            for ((y, &factor), &offset) in row.iter_mut().zip(&factor).zip(&offset) {
+                *y = y.mul_add(factor, offset);
+            }
+        }
+        Ok((CpuStorage::F32(y), x_layout.shape().clone()))
+    }
+
+    /// With x^ = (x - mean) r: dshift = sum g, dscale = sum g x^, dx = r scale g, and with the batch's own moments
+    /// dx = r scale (g - mean(g) - x^ mean(g x^)).
+    fn bwd(
+        &self,
+        x: &Tensor,
+        scale: &Tensor,
+        _shift: &Tensor,
+        _y: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let c = x.dim(2)?;
+        let count = (x.elem_count() / c) as f32;
+        let (mut dscale, mut dshift) = (vec![0f32; c], vec![0f32; c]);
+        let dx = with_values(x, |x| {
+            with_values(gradient, |g| {
+                let ChannelMoments { mean, variance } = self.moments(x, c);
+                let reciprocal = reciprocals(&variance);
+                for (x, g) in x.chunks_exact(c).zip(g.chunks_exact(c)) {
+                    for i in 0..c {
+                        dshift[i] += g[i];
+                        dscale[i] += g[i] * ((x[i] - mean[i]) * reciprocal[i]);
+                    }
+                }
+                let share = if self.given.is_some() { 0.0 } else { 1.0 / count };
+                with_values(scale, |scale| {
+                    let mut dx = g.to_vec();
+                    for (dx, x) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                        for i in 0..c {
+                            let normal = (x[i] - mean[i]) * reciprocal[i];
+                            dx[i] = reciprocal[i] * scale[i] * (dx[i] - share * (dshift[i] + normal * dscale[i]));
+                        }
+                    }
+                    Ok(dx)
+                })
+            })
+        })?;
+        let of_channel = Shape::from(c);
+        Ok((Some(tensor(dx, x.shape())), Some(tensor(dscale, &of_channel)), Some(tensor(dshift, &of_channel))))
+    }
+}

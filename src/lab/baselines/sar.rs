@@ -1,0 +1,161 @@
+//! SAR: entropy minimisation on sure frames, with the gradient at the worst weights nearby, and a reset where entropy
+//! collapses (arXiv 2302.12400; mr-eggplant/SAR, `sar.py`, `sam.py`, `main.py`).
+//!
+//! Answers with the logits from before its step. Departures: the norms of the last blocks learn too, as nothing here knows
+//! the blocks; a reset forgets the average of the loss, as in the paper (in `sar.py` the old average comes back, and resets
+//! again); a window without a sure frame is skipped, where `sar.py` takes a mean of nothing.
+
+use super::competitor::{Competitor, Context, Setting};
+use super::losses::{entropy, scaled};
+use super::student::{Student, Weights};
+use crate::learner::objective::argmax;
+use crate::learner::{AdaptError, Gradients, OptimizerConfig, TrainablePart};
+
+/// Of SGD, for each frame of a window; `main.py`, vision transformers.
+const LEARNING_RATE_PER_FRAME: f32 = 0.001 / 64.0;
+const MOMENTUM: f32 = 0.9;
+/// Radius of the neighbourhood; `sam.py`.
+const RHO: f64 = 0.05;
+/// Added to the norm of the gradient; `sam.py`.
+const NORM_EPS: f64 = 1e-12;
+/// Average entropy, nats, below which the model has collapsed; `sar.py`, `reset_constant_em`.
+const RESET_ENTROPY: f64 = 0.2;
+/// Of that average; `sar.py`, `update_ema`.
+const LOSS_MOMENTUM: f64 = 0.9;
+
+pub struct Sar {
+    student: Student,
+    entropy_margin: f64,
+    average_loss: Option<f64>,
+}
+
+impl Sar {
+    pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
+        let learning_rate = LEARNING_RATE_PER_FRAME * setting.window as f32;
+        Ok(Self {
+            student: setting.student(TrainablePart::Norms, OptimizerConfig::Sgd { momentum: MOMENTUM }, learning_rate)?,
+            entropy_margin: setting.entropy_margin(),
+            average_loss: None,
+        })
+    }
+
+    /// Steps from `weights` along the gradient at the worst weights nearby, over those of the frames `sure` that are still
+    /// sure there.
+    fn step_sharp(&mut self, images: &[f32], sure: &[bool], gradients: &Gradients, context: &mut Context) -> Result<(), AdaptError> {
+        let weights = self.student.weights()?;
+        self.student.set_weights(&worst_nearby(&weights, gradients))?;
+        let forward = self.student.forward(images, &mut context.passes)?;
+        let still: Vec<bool> = forward.logits.iter().zip(sure).map(|(z, &sure)| sure && entropy(z).loss < self.entropy_margin).collect();
+        let sharp = match mean_entropy(&forward.logits, &still) {
+            Some((loss, rows)) => Some((loss, self.student.gradients(&forward, &rows, &mut context.passes)?)),
+            None => None,
+        };
+        self.student.set_weights(&weights)?;
+        if let Some((loss, gradients)) = sharp {
+            self.student.step(&gradients)?;
+            self.recover(loss)?;
+        }
+        Ok(())
+    }
+
+    /// Starts again where the average of the loss says that the model has collapsed.
+    fn recover(&mut self, loss: f64) -> Result<(), AdaptError> {
+        let average = self.average_loss.map_or(loss, |average| LOSS_MOMENTUM * average + (1.0 - LOSS_MOMENTUM) * loss);
+        self.average_loss = Some(average);
+        if average < RESET_ENTROPY {
+            self.average_loss = None;
+            self.student.reset()?;
+        }
+        Ok(())
+    }
+}
+
+impl Competitor for Sar {
+    fn answer(&mut self, images: &[f32], context: &mut Context) -> Result<Vec<usize>, AdaptError> {
+        let forward = self.student.forward(images, &mut context.passes)?;
+        let sure: Vec<bool> = forward.logits.iter().map(|logits| entropy(logits).loss < self.entropy_margin).collect();
+        if let Some((_, rows)) = mean_entropy(&forward.logits, &sure) {
+            let gradients = self.student.gradients(&forward, &rows, &mut context.passes)?;
+            self.step_sharp(images, &sure, &gradients, context)?;
+        }
+        Ok(forward.logits.iter().map(|logits| argmax(logits)).collect())
+    }
+}
+
+/// weights + rho gradient / |gradient| (equation 4).
+fn worst_nearby(weights: &Weights, gradients: &Gradients) -> Weights {
+    let norm = gradients.values().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+    let scale = (RHO / (norm + NORM_EPS)) as f32;
+    let perturbed = |(name, values): (&String, &Vec<f32>)| {
+        let values = values.iter().zip(&gradients[name]).map(|(value, g)| value + scale * g);
+        (name.clone(), values.collect())
+    };
+    weights.iter().map(perturbed).collect()
+}
+
+/// Mean entropy of the frames that `is_counted`, and its gradient by the logits of all; none if no frame is.
+fn mean_entropy(logits: &[Vec<f64>], is_counted: &[bool]) -> Option<(f64, Vec<Vec<f64>>)> {
+    let count = is_counted.iter().filter(|is| **is).count();
+    if count == 0 {
+        return None;
+    }
+    let mut mean = 0.0;
+    let row = |(logits, is_counted): (&Vec<f64>, &bool)| {
+        let share = if *is_counted { 1.0 / count as f64 } else { 0.0 };
+        let entropy = entropy(logits);
+        mean += share * entropy.loss;
+        scaled(&entropy.logit_gradient, share)
+    };
+    let rows = logits.iter().zip(is_counted).map(row).collect();
+    Some((mean, rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::baselines::competitor::{Passes, Tuning};
+    use crate::lab::baselines::stage::{Stage, images};
+
+    fn sar(stage: &Stage) -> Sar {
+        Sar::new(&stage.setting(Tuning { entropy_margin: Some(1.0), learning_rate: Some(0.1) })).expect("a method")
+    }
+
+    #[test]
+    fn the_step_is_from_the_old_weights_along_the_gradient_at_the_worst_nearby() {
+        let stage = Stage::new();
+        let (mut sar, by_hand) = (sar(&stage), sar(&stage).student);
+        let (images, passes) = (images(4, 1), &mut Passes::default());
+        let gradient = |passes: &mut Passes| {
+            let forward = by_hand.forward(&images, passes).expect("a pass");
+            let (_, rows) = mean_entropy(&forward.logits, &[true; 4]).expect("frames");
+            by_hand.gradients(&forward, &rows, passes).expect("gradients")
+        };
+        let worst = worst_nearby(by_hand.source(), &gradient(passes));
+        let distance =
+            worst.iter().flat_map(|(name, values)| values.iter().zip(&by_hand.source()[name])).map(|(a, b)| f64::from(a - b).powi(2));
+        assert!((distance.sum::<f64>().sqrt() - RHO).abs() < 1e-5);
+        by_hand.set_weights(&worst).expect("weights");
+        let sharp = gradient(passes);
+        sar.answer(&images, &mut Context::default()).expect("answers");
+        for (name, values) in sar.student.weights().expect("weights") {
+            for ((value, source), gradient) in values.iter().zip(&by_hand.source()[&name]).zip(&sharp[&name]) {
+                // The same arithmetic in f32, in the same order.
+                assert_eq!(*value, source - 0.1 * gradient, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn it_starts_again_where_entropy_collapses() {
+        let stage = Stage::new();
+        let mut sar = sar(&stage);
+        sar.answer(&images(4, 1), &mut Context::default()).expect("answers");
+        sar.average_loss = Some(0.3);
+        sar.recover(0.0).expect("weights");
+        assert_ne!(&sar.student.weights().expect("weights"), sar.student.source(), "an average of 0.27 is no collapse");
+        sar.average_loss = Some(0.21);
+        sar.recover(0.0).expect("weights");
+        assert_eq!(&sar.student.weights().expect("weights"), sar.student.source());
+        assert_eq!(sar.average_loss, None);
+    }
+}

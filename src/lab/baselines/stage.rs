@@ -1,0 +1,43 @@
+//! Where the competitors are tested: tiny models, random frames.
+
+use super::competitor::{Setting, Tuning};
+use crate::bundle::Bundle;
+use crate::learner::AdaptConfig;
+use crate::model::ClassConditioning;
+use crate::tiny;
+
+pub struct Stage {
+    pub bundle: Bundle,
+    config: AdaptConfig,
+    source_images: Vec<f32>,
+}
+
+impl Stage {
+    pub fn new() -> Self {
+        Self::with(ClassConditioning::Readout)
+    }
+
+    pub fn with(conditioning: ClassConditioning) -> Self {
+        Self { bundle: tiny::bundle(1, conditioning), config: tiny::config(), source_images: images(tiny::CLASSES, 9) }
+    }
+
+    pub fn setting(&self, tuning: Tuning) -> Setting<'_> {
+        Setting {
+            bundle: &self.bundle,
+            window: self.config.window,
+            timesteps: &self.config.timesteps,
+            source_images: &self.source_images,
+            tuning,
+        }
+    }
+}
+
+/// `count` images of noise, (N, C, H, W).
+pub fn images(count: usize, seed: u64) -> Vec<f32> {
+    let image = |index: usize| {
+        let mut planes = vec![0f32; 64];
+        tiny::image(1, 100 * seed + u64::try_from(index).expect("few images")).write_planes(&mut planes);
+        planes
+    };
+    (0..count).flat_map(image).collect()
+}

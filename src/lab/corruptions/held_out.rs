@@ -1,0 +1,144 @@
+//! Six corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each.
+//!
+//! They stand for the unknown: nothing may be chosen by how it does on them, and their constants stay as they are. Lengths are shares of
+//! the image's side, so that the strength is that of the picture, not of its pixels.
+//! Invariant: the same image, corruption and [`Draws`] give the same bytes.
+
+use crate::frame::Image;
+use crate::lab::corruptions::draws::Draws;
+use crate::lab::corruptions::raster::{Border, Raster, floor, real, signed};
+use std::f64::consts::{SQRT_2, TAU};
+
+/// Tangent of the angle at which a corner sees the lens, for the law that light falls with the fourth power of the cosine.
+const VIGNETTE_CORNER: f64 = 1.5;
+
+/// How far the middle of the lens may be off the middle of the picture.
+const VIGNETTE_SHIFT: f64 = 0.1;
+
+/// Bands of mains flicker in a picture that is read row by row, and the share of the light that is gone in the darkest row.
+const BANDS: f64 = 3.0;
+const BAND_DEPTH: f64 = 0.8;
+
+/// Of so many columns, one is stuck at white and one at black.
+const COLUMNS_PER_STUCK: usize = 16;
+
+/// Steps between black and white, beside black: a picture of two bits has three.
+const POSTER_STEPS: f64 = 3.0;
+
+/// Share of the light that takes the second way, and how far off it falls.
+const GHOST_SHARE: f64 = 0.45;
+const GHOST_SHIFT: f64 = 0.15;
+
+/// Deviation of the blur at the far end of a tilted plane of focus, the blurs it is put together from, and where scikit-image cuts them.
+const TILT_SIGMA: f64 = 0.1;
+const TILT_BLURS: [f64; 4] = [0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0];
+const TRUNCATE: f64 = 4.0;
+
+/// What is done to an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HeldOut {
+    /// Dark corners
+    Vignetting,
+    /// Dark bands across, at a height that changes from image to image
+    Banding,
+    /// Columns of the sensor that always say white or black
+    DeadColumns,
+    /// Four levels of brightness
+    Posterization,
+    /// A second, weaker image beside the first
+    Ghosting,
+    /// Focus that is lost from one side of the image to the other
+    TiltedFocus,
+}
+
+impl HeldOut {
+    pub const ALL: [Self; 6] = [Self::Vignetting, Self::Banding, Self::DeadColumns, Self::Posterization, Self::Ghosting, Self::TiltedFocus];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vignetting => "vignetting",
+            Self::Banding => "banding",
+            Self::DeadColumns => "dead_columns",
+            Self::Posterization => "posterization",
+            Self::Ghosting => "ghosting",
+            Self::TiltedFocus => "tilted_focus",
+        }
+    }
+
+    /// Corrupts an image, grey or RGB.
+    pub fn apply(self, image: &Image, draws: &mut Draws) -> Image {
+        let clean = Raster::from(image);
+        let corrupted = match self {
+            Self::Vignetting => vignetting(&clean, [(); 2].map(|()| draws.uniform(-VIGNETTE_SHIFT, VIGNETTE_SHIFT))),
+            Self::Banding => banding(&clean, draws.uniform(0.0, TAU)),
+            Self::DeadColumns => dead_columns(&clean, draws),
+            Self::Posterization => clean.map(|value| (value * POSTER_STEPS).round() / POSTER_STEPS),
+            Self::Ghosting => ghosting(&clean, draws.uniform(0.0, TAU)),
+            Self::TiltedFocus => tilted_focus(&clean, draws.uniform(0.0, TAU)),
+        };
+        corrupted.to_image()
+    }
+}
+
+/// x cos^4 of the angle to the middle, which is `shift` (down, right) off that of the image.
+fn vignetting(clean: &Raster, [down, right]: [f64; 2]) -> Raster {
+    shaded(clean, |y, x| {
+        // The corners are at a distance of 1.
+        let distance = 2.0 * (y - down).hypot(x - right) / SQRT_2;
+        (1.0 + (VIGNETTE_CORNER * distance).powi(2)).powi(-2)
+    })
+}
+
+fn banding(clean: &Raster, phase: f64) -> Raster {
+    shaded(clean, |y, _| 1.0 - BAND_DEPTH * (1.0 + (TAU * BANDS * y + phase).sin()) / 2.0)
+}
+
+/// Each value times `light(y, x)`, where y and x go from -0.5 to 0.5 over the image.
+fn shaded(clean: &Raster, light: impl Fn(f64, f64) -> f64) -> Raster {
+    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
+        clean.at(y, x, channel) * light(place(y, clean.height()), place(x, clean.width()))
+    })
+}
+
+fn dead_columns(clean: &Raster, draws: &mut Draws) -> Raster {
+    let mut columns: Vec<usize> = (0..clean.width()).collect();
+    draws.shuffle(&mut columns);
+    let stuck = clean.width() / COLUMNS_PER_STUCK;
+    let (white, black) = (&columns[..stuck], &columns[stuck..2 * stuck]);
+    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| match x {
+        _ if white.contains(&x) => 1.0,
+        _ if black.contains(&x) => 0.0,
+        _ => clean.at(y, x, channel),
+    })
+}
+
+fn ghosting(clean: &Raster, angle: f64) -> Raster {
+    let (down, right) = (GHOST_SHIFT * angle.sin() * length(clean.height()), GHOST_SHIFT * angle.cos() * length(clean.width()));
+    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
+        let ghost = clean.sample(length(y) - down, length(x) - right, channel, Border::Nearest);
+        (1.0 - GHOST_SHARE) * clean.at(y, x, channel) + GHOST_SHARE * ghost
+    })
+}
+
+/// Sharp where the image ends in the direction opposite to `angle`, and less and less so from there.
+fn tilted_focus(clean: &Raster, angle: f64) -> Raster {
+    let sigma = TILT_SIGMA * length(clean.height().max(clean.width()));
+    let blurs = TILT_BLURS.map(|share| clean.gaussian(share * sigma, TRUNCATE, Border::Nearest));
+    let (sine, cosine) = angle.sin_cos();
+    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
+        let along = 0.5 + sine * place(y, clean.height()) + cosine * place(x, clean.width());
+        let level = along.clamp(0.0, 1.0) * length(TILT_BLURS.len() - 1);
+        let (lower, upper) = (floor(level), floor(level.ceil()));
+        let share = level - length(lower);
+        (1.0 - share) * blurs[lower].at(y, x, channel) + share * blurs[upper].at(y, x, channel)
+    })
+}
+
+/// Where the middle of a pixel is, -0.5 to 0.5.
+fn place(index: usize, size: usize) -> f64 {
+    (length(index) + 0.5) / length(size) - 0.5
+}
+
+fn length(pixels: usize) -> f64 {
+    real(signed(pixels))
+}
