@@ -64,17 +64,12 @@ impl Vit {
         &self.config
     }
 
-    /// Logits (N, K) of images (N, C, H, W), given as one slice.
-    pub fn forward(&self, images: &[f32]) -> candle_core::Result<Tensor> {
-        self.head(&self.features(images)?)
-    }
-
     /// Logits (N, K) of features (N, D).
     pub fn head(&self, features: &Tensor) -> candle_core::Result<Tensor> {
         self.head.forward(features)
     }
 
-    /// What the head sees of images: the mean of their tokens, (N, D).
+    /// What the head sees of images (N, C, H, W), given as one slice: the mean of their tokens, (N, D).
     pub fn features(&self, images: &[f32]) -> candle_core::Result<Tensor> {
         let d = self.config.trunk.hidden;
         let x = self.trunk.forward(images, &self.modulations)?; // (N, T, D)
