@@ -32,7 +32,7 @@ struct BatchNorm {
     given: Option<ChannelMoments>,
 }
 
-/// Sums over rows in f64, so that they do not depend on how many there are.
+/// Two passes, with sums in f64 in the order of the rows.
 fn moments(x: &[f32], channels: usize) -> ChannelMoments {
     let count = (x.len() / channels) as f64;
     let sums = |term: &dyn Fn(usize, f32) -> f64| {

@@ -62,6 +62,7 @@ impl CustomOp2 for NeighbourMix {
 
     fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (n, t, c) = x.dims3()?;
+        let is_trainable = weight.track_op();
         let mut dx = with_values(gradient, |g| Ok(g.to_vec()))?;
         let mut dweight = vec![0f32; n * NEIGHBOURS * c];
         with_values(x, |x| {
@@ -73,9 +74,13 @@ impl CustomOp2 for NeighbourMix {
                             let g = &g[token * c..][..c];
                             let (x, dx) = (&x[neighbour * c..][..c], &mut dx[neighbour * c..][..c]);
                             let weight = &weight[position * c..][..c];
-                            for (i, dweight) in dweight[position * c..][..c].iter_mut().enumerate() {
-                                *dweight = g[i].mul_add(x[i], *dweight);
-                                dx[i] = g[i].mul_add(weight[i], dx[i]);
+                            for ((dx, &g), &weight) in dx.iter_mut().zip(g).zip(weight) {
+                                *dx = g.mul_add(weight, *dx);
+                            }
+                            if is_trainable {
+                                for ((dweight, &g), &x) in dweight[position * c..][..c].iter_mut().zip(g).zip(x) {
+                                    *dweight = g.mul_add(x, *dweight);
+                                }
                             }
                         });
                     });
@@ -83,6 +88,7 @@ impl CustomOp2 for NeighbourMix {
                 })
             })
         })?;
-        Ok((Some(tensor(dx, x.shape())), Some(tensor(fold_rows(dweight, NEIGHBOURS * c), weight.shape()))))
+        let dweight = is_trainable.then(|| tensor(fold_rows(dweight, NEIGHBOURS * c), weight.shape()));
+        Ok((Some(tensor(dx, x.shape())), dweight))
     }
 }

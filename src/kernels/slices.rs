@@ -26,7 +26,7 @@ pub fn tensor(values: Vec<f32>, shape: &Shape) -> Tensor {
     Tensor::from_storage(Storage::Cpu(CpuStorage::F32(values)), shape.clone(), BackpropOp::none(), false)
 }
 
-/// Sum over eight lanes, so that the compiler vectorises it with a fixed order of additions.
+/// Sum over sixteen lanes, so that the compiler vectorises it with a fixed order of additions.
 #[inline]
 pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     const LANES: usize = 16;

@@ -57,7 +57,7 @@ impl BatchNorm {
     }
 }
 
-/// A 3 x 3 convolution without bias, and the norm behind it.
+/// A 3 x 3 convolution, and the norm behind it.
 #[derive(Clone, Debug)]
 struct Convolution {
     stride: usize,
