@@ -3,7 +3,7 @@
 use super::objective::{argmax, mean_terms};
 use crate::diffusion::{Schedule, Timestep, stretch};
 use crate::kernels::{self, GramTerms};
-use crate::model::{Dit, DitConfig, ParameterError, Parameters, Tensors};
+use crate::model::{Dit, DitConfig, ParameterError, Parameters, Tensors, published};
 use crate::noise::NoiseKey;
 use rayon::prelude::*;
 
@@ -62,10 +62,12 @@ pub struct Judge {
 }
 
 impl Judge {
+    /// A judge of `tensors` in our layout or the [`published`] one.
+    ///
     /// # Errors
     /// Where the tensors are not those of `config`.
     pub fn new(config: &DitConfig, tensors: Tensors) -> Result<Self, ParameterError> {
-        let model = Dit::load(config, &Parameters::frozen(tensors))?;
+        let model = Dit::load(config, &Parameters::frozen(published::to_own_layout(tensors, config)?))?;
         Ok(Self { model, schedule: Schedule::linear(config.num_timesteps) })
     }
 

@@ -2,7 +2,7 @@
 
 mod adapter;
 mod classifier;
-mod condition;
+pub mod condition;
 mod config;
 mod judge;
 pub mod objective;

@@ -258,7 +258,8 @@ impl Trunk {
     }
 }
 
-/// Sines and cosines of the row in the first half, of the column in the second (DiT, `get_2d_sincos_pos_embed`).
+/// Cosines and sines of the row in the first half, of the column in the second. DiT's `get_2d_sincos_pos_embed` has the same values in
+/// another order: the column first, and sines before cosines.
 fn grid_positions(config: &TrunkConfig) -> Vec<f32> {
     let (rows, columns) = config.grid();
     let mut positions = Vec::with_capacity(config.tokens() * config.hidden);

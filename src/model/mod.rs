@@ -8,6 +8,7 @@ mod blocks;
 mod classifier;
 mod dit;
 pub mod parameters;
+pub mod published;
 mod resnet;
 mod vit;
 

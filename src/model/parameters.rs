@@ -18,6 +18,8 @@ pub enum ParameterError {
     Shape { name: String, expected: Vec<usize>, got: Vec<usize> },
     #[error("weights have the tensor {name:?}, which the model does not know: are they of another model?")]
     Unknown { name: String },
+    #[error("tensor {name:?} is not a copy of {of:?}: this model has one for all blocks")]
+    Copy { name: String, of: String },
     #[error("tensor {name:?} has a value that is not finite")]
     NotFinite { name: String },
     #[error("tensor {name:?} is of type {got}, expected F32")]

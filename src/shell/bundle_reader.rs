@@ -2,7 +2,7 @@
 
 use crate::bundle::{Bundle, Statistics};
 use crate::config::{BundleConfig, Config};
-use crate::model::{Dit, ParameterError, parameters};
+use crate::model::{Dit, ParameterError, Tensors, parameters, published};
 use std::path::{Path, PathBuf};
 
 /// Seed of the parameters that shapes are compared with; their values are not used.
@@ -47,21 +47,27 @@ fn read(config: &BundleConfig) -> Result<Bundle, BundleReadError> {
     let read = |path: &Path| read_checked(path, &files.hashes, &hashes);
     let labels = labels(&files.labels, read(&files.labels)?)?;
     let (classifier_config, diffusion_config) = (config.classifier_config(labels.len()), config.diffusion_config(labels.len()));
-    let tensors = |path: &Path, expected: Result<parameters::Tensors, ParameterError>| {
-        let weights = |source| BundleReadError::Weights { path: path.to_owned(), source };
-        let tensors = parameters::read(&read(path)?).map_err(weights)?;
-        parameters::check(&tensors, &expected.map_err(weights)?).map_err(weights)?;
-        Ok(tensors)
+    let tensors = |path: &Path, fit: &dyn Fn(Tensors) -> Result<Tensors, ParameterError>| {
+        let tensors = parameters::read(&read(path)?);
+        tensors.and_then(fit).map_err(|source| BundleReadError::Weights { path: path.to_owned(), source })
     };
+    let classifier = |tensors| checked(tensors, &classifier_config.initialize(SHAPE_SEED)?);
+    let diffusion =
+        |tensors| checked(published::to_own_layout(tensors, &diffusion_config)?, &Dit::initialize(&diffusion_config, SHAPE_SEED)?);
     let statistics = serde_json::from_slice::<Statistics>(&read(&files.statistics)?);
     Ok(Bundle {
-        classifier: tensors(&files.classifier, classifier_config.initialize(SHAPE_SEED))?,
-        diffusion: tensors(&files.diffusion, Dit::initialize(&diffusion_config, SHAPE_SEED))?,
+        classifier: tensors(&files.classifier, &classifier)?,
+        diffusion: tensors(&files.diffusion, &diffusion)?,
         classifier_config,
         diffusion_config,
         labels,
         statistics: statistics.map_err(|source| BundleReadError::Statistics { path: files.statistics.clone(), source })?,
     })
+}
+
+fn checked(tensors: Tensors, expected: &Tensors) -> Result<Tensors, ParameterError> {
+    parameters::check(&tensors, expected)?;
+    Ok(tensors)
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, BundleReadError> {
