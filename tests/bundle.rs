@@ -1,24 +1,32 @@
-//! The shipped bundle: it loads, is what its hashes say, and helps where it says so.
+//! The shipped bundles: they load and are what their hashes say, and the first helps where it says so.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use undrift::config::Config;
 use undrift::shell::bundle_reader::read_bundle;
 
-const CONFIG: &str = "configs/fashion-mnist/undrift.toml";
-
-fn config() -> Config {
-    Config::load(Path::new(CONFIG), &[], std::iter::empty()).expect("the shipped configuration is valid")
+fn shipped() -> Vec<PathBuf> {
+    let folders = std::fs::read_dir("configs").expect("the folder of shipped bundles");
+    folders.map(|folder| folder.expect("a shipped folder").path()).collect()
 }
 
 #[test]
-fn the_shipped_bundle_loads_and_fits_its_hashes() {
-    let bundle = read_bundle(&config()).expect("the shipped weights fit");
-    assert_eq!(bundle.labels.len(), 10);
-    let bytes: u64 = ["classifier.safetensors", "diffusion.safetensors"]
-        .map(|name| std::fs::metadata(Path::new("configs/fashion-mnist").join(name)).expect("a shipped file").len())
-        .iter()
-        .sum();
+fn each_shipped_bundle_loads_and_fits_its_hashes() {
+    assert!(shipped().len() >= 2, "{:?}", shipped());
+    for folder in shipped() {
+        let config = Config::load(&folder.join("undrift.toml"), &[], std::iter::empty()).expect("the shipped configuration is valid");
+        let bundle = read_bundle(&config).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        assert_eq!(bundle.labels.len(), 10);
+        let measured = &bundle.statistics.timesteps;
+        assert_eq!(measured, &config.adapt.timesteps, "{}: statistics are of other draws", folder.display());
+    }
+}
+
+#[test]
+fn weights_that_ship_are_small_and_lie_in_one_place() {
+    let files =
+        shipped().into_iter().flat_map(|folder| ["classifier", "diffusion"].map(|name| folder.join(name).with_extension("safetensors")));
+    let bytes: u64 = files.filter(|file| file.exists()).map(|file| std::fs::metadata(file).expect("a shipped file").len()).sum();
     assert!(bytes < 20 << 20, "{bytes} bytes of weights");
 }
 

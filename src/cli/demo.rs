@@ -62,7 +62,7 @@ const CONFIG: &str = "configs/fashion-mnist/undrift.toml";
 pub fn run(demo: &Demo) -> Result<(), Box<dyn Error>> {
     let config = Config::load(&demo.config, &demo.sets, std::env::vars())?;
     let bundle = read_bundle(&config)?;
-    let images = sample(&demo.config)?;
+    let images = sample(&config.bundle.files.labels)?;
     let plan = plan(demo, &images)?;
     let side = bundle.classifier_config.image().height;
     let frames = Playback { plan: &plan, images: &images, table: Table::Tiny, side }.frames();
@@ -100,9 +100,9 @@ pub fn run(demo: &Demo) -> Result<(), Box<dyn Error>> {
     write(demo, &record)
 }
 
-/// Labelled test images that ship with the bundle.
-fn sample(config: &Path) -> Result<Vec<Labelled>, Box<dyn Error>> {
-    let dir = config.parent().unwrap_or(Path::new("."));
+/// Labelled test images that ship with the bundle, beside its `labels`.
+fn sample(labels: &Path) -> Result<Vec<Labelled>, Box<dyn Error>> {
+    let dir = labels.parent().unwrap_or(Path::new("."));
     let open = |name: &str| {
         let path = dir.join(name);
         File::open(&path).map_err(|error| format!("{}: {error}; the demo needs the sample images of its bundle", path.display()))

@@ -171,7 +171,8 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     if rest.is_empty() {
         return Err("--sample leaves no images for the statistics".into());
     }
-    write_sample(&finish.dir, &test)?;
+    // Of the data set, and not of one model: it lies with the labels, which bundles may share.
+    write_sample(config.bundle.files.labels.parent().unwrap_or(&finish.dir), &test)?;
     let timesteps: Vec<Timestep> = config.adapt.timesteps.iter().map(|&t| Timestep(t)).collect();
     let measured = statistics::measure(&classifier, &judge, &timesteps, &rest, finish.seed)?;
     std::fs::write(&config.bundle.files.statistics, serde_json::to_string_pretty(&measured)? + "\n")?;
