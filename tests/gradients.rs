@@ -5,7 +5,7 @@ mod tiny;
 use candle_core::{Device, Tensor, Var};
 use std::sync::Arc;
 use undrift::frame::WeightsVersion;
-use undrift::kernels;
+use undrift::kernels::{self, NormMoments};
 use undrift::learner::{AdaptConfig, Adapter, Classifier, ObjectiveKind, TrainablePart, source_state};
 use undrift::model::{ClassConditioning, ClassifierConfig, Dit, ImageShape, Parameters, ResNetConfig};
 use undrift::noise::NoiseKey;
@@ -72,9 +72,10 @@ fn fused_operations_have_the_gradients_of_finite_differences() {
     assert_gradients("neighbour mix", &neighbours, |a| kernels::neighbour_mix(&a[0], &a[1], (2, 3)));
     let (scale, shift) = (random(14, &[6]), random(15, &[6]));
     let given = kernels::ChannelMoments { mean: vec![0.1, -0.2, 0.3, 0.0, 0.5, -1.0], variance: vec![0.5, 1.0, 2.0, 0.3, 1.5, 0.8] };
-    for given in [None, Some(&given)] {
+    let mixed = NormMoments::Mixed { given: &given, share: 0.3 };
+    for moments in [NormMoments::Batch, NormMoments::Given(&given), mixed] {
         let arguments = [x.clone(), scale.clone(), shift.clone()];
-        assert_gradients("batch norm", &arguments, |a| kernels::batch_norm(&a[0], &a[1], &a[2], given));
+        assert_gradients("batch norm", &arguments, |a| kernels::batch_norm(&a[0], &a[1], &a[2], moments));
     }
     assert_gradients("unfold", &[random(13, &[2, 15, 3])], |a| kernels::unfold(&a[0], (5, 3), 2));
     assert_gradients("attention", &[random(8, &[2, 5, 18])], |a| kernels::attention(&a[0], 2));

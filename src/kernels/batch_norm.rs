@@ -1,4 +1,4 @@
-//! Batch norm over the tokens of all images, with the statistics of the batch or with given ones.
+//! Batch norm over the tokens of all images, with the statistics of the batch, with given ones, or between them.
 
 use super::slices::{tensor, values, with_values};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
@@ -19,17 +19,41 @@ impl ChannelMoments {
         let channels = x.dim(2)?;
         with_values(x, |x| Ok(moments(x, channels)))
     }
+
+    /// These, moved the share `share` of their way to `others`.
+    pub fn moved(&self, others: &Self, share: f32) -> Self {
+        let moved = |from: &[f32], to: &[f32]| from.iter().zip(to).map(|(from, to)| (1.0 - share) * from + share * to).collect();
+        Self { mean: moved(&self.mean, &others.mean), variance: moved(&self.variance, &others.variance) }
+    }
+}
+
+/// Which moments a norm takes.
+#[derive(Clone, Copy, Debug)]
+pub enum NormMoments<'a> {
+    Given(&'a ChannelMoments),
+    /// Those of `x`; the gradient goes through them.
+    Batch,
+    /// Given ones, moved the share `share` of their way to those of `x`; the gradient goes through that share.
+    Mixed {
+        given: &'a ChannelMoments,
+        share: f32,
+    },
 }
 
 /// y (N, T, C) = (x - mean) / sqrt(variance + eps) * scale + shift; `scale` and `shift` are (C).
-///
-/// Without `given` moments those of `x` are taken, and the gradient goes through them.
-pub fn batch_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, given: Option<&ChannelMoments>) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, BatchNorm { given: given.cloned() })
+pub fn batch_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, moments: NormMoments<'_>) -> Result<Tensor> {
+    let op = match moments {
+        NormMoments::Given(given) => BatchNorm { given: Some(given.clone()), share: 0.0 },
+        NormMoments::Batch => BatchNorm { given: None, share: 1.0 },
+        NormMoments::Mixed { given, share } => BatchNorm { given: Some(given.clone()), share },
+    };
+    x.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, op)
 }
 
 struct BatchNorm {
     given: Option<ChannelMoments>,
+    /// Of the batch's own moments, 0..=1; 1 without given ones.
+    share: f32,
 }
 
 /// Two passes, with sums in f64 in the order of the rows.
@@ -52,8 +76,15 @@ fn reciprocals(variance: &[f32]) -> Vec<f32> {
 }
 
 impl BatchNorm {
-    fn moments(&self, x: &[f32], channels: usize) -> ChannelMoments {
-        self.given.clone().unwrap_or_else(|| moments(x, channels))
+    /// The moments that `x` is normalised by, and its own where they have a share.
+    fn moments(&self, x: &[f32], channels: usize) -> (ChannelMoments, Option<ChannelMoments>) {
+        let own = (self.share > 0.0).then(|| moments(x, channels));
+        let taken = match (&self.given, &own) {
+            (Some(given), Some(own)) => given.moved(own, self.share),
+            (Some(taken), None) | (None, Some(taken)) => taken.clone(),
+            (None, None) => unreachable!("without given moments the share is 1"),
+        };
+        (taken, own)
     }
 }
 
@@ -73,7 +104,7 @@ impl CustomOp3 for BatchNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (_, _, c) = x_layout.shape().dims3()?;
         let (x, scale, shift) = (values(x, x_layout)?, values(scale, scale_layout)?, values(shift, shift_layout)?);
-        let ChannelMoments { mean, variance } = self.moments(x, c);
+        let (ChannelMoments { mean, variance }, _) = self.moments(x, c);
         if [scale.len(), shift.len(), mean.len(), variance.len()] != [c; 4] {
             bail!("scale {}, shift {}, mean {}, variance {} for {c} channels", scale.len(), shift.len(), mean.len(), variance.len());
         }
@@ -88,8 +119,8 @@ impl CustomOp3 for BatchNorm {
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
-    /// With x^ = (x - mean) r: dshift = sum g, dscale = sum g x^, dx = r scale g, and with the batch's own moments
-    /// dx = r scale (g - mean(g) - x^ mean(g x^)).
+    /// With x^ = (x - mean) r: dshift = sum g, dscale = sum g x^, dx = r scale g, and with the share a of the batch's own
+    /// moments, of mean m, dx = r scale (g - a mean(g) - a (x - m) r mean(g x^)).
     fn bwd(
         &self,
         x: &Tensor,
@@ -103,7 +134,8 @@ impl CustomOp3 for BatchNorm {
         let (mut dscale, mut dshift) = (vec![0f32; c], vec![0f32; c]);
         let dx = with_values(x, |x| {
             with_values(gradient, |g| {
-                let ChannelMoments { mean, variance } = self.moments(x, c);
+                let (ChannelMoments { mean, variance }, own) = self.moments(x, c);
+                let own_mean = own.as_ref().map_or(&mean, |own| &own.mean);
                 let reciprocal = reciprocals(&variance);
                 for (x, g) in x.chunks_exact(c).zip(g.chunks_exact(c)) {
                     for i in 0..c {
@@ -111,12 +143,12 @@ impl CustomOp3 for BatchNorm {
                         dscale[i] += g[i] * ((x[i] - mean[i]) * reciprocal[i]);
                     }
                 }
-                let share = if self.given.is_some() { 0.0 } else { 1.0 / count };
+                let share = self.share / count;
                 with_values(scale, |scale| {
                     let mut dx = g.to_vec();
                     for (dx, x) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
                         for i in 0..c {
-                            let normal = (x[i] - mean[i]) * reciprocal[i];
+                            let normal = (x[i] - own_mean[i]) * reciprocal[i];
                             dx[i] = reciprocal[i] * scale[i] * (dx[i] - share * (dshift[i] + normal * dscale[i]));
                         }
                     }

@@ -19,7 +19,7 @@ mod slices;
 mod unfold;
 
 pub use attention::attention;
-pub use batch_norm::{ChannelMoments, batch_norm};
+pub use batch_norm::{ChannelMoments, NormMoments, batch_norm};
 pub use class_errors::{GramTerms, class_errors, gram_terms};
 pub use depthwise::{NEIGHBOURS, neighbour_mix};
 pub use elementwise::{gated_residual, gelu};

@@ -19,6 +19,8 @@ pub enum SessionError {
     Pipeline(#[from] PipelineError),
     #[error(transparent)]
     Adapt(#[from] AdaptError),
+    #[error("method {method}: the classifier has no batch norm, so that this would be the source; leave it out")]
+    NoBatchNorm { method: &'static str },
 }
 
 /// What a frame brought about.

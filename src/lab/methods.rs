@@ -1,7 +1,7 @@
 //! Methods side by side on the same labelled frames.
 
 use super::baselines::{
-    Competitor, Context, Cotta, DiffusionClassifier, Dusa, Eata, Lame, Memo, Passes, Rdumb, Roid, Rotta, Sar, Setting, Tent, Tuning,
+    Competitor, Context, Cotta, DiffusionClassifier, Dusa, Eata, Lame, Memo, Norm, Passes, Rdumb, Roid, Rotta, Sar, Setting, Tent, Tuning,
 };
 use super::corruptions::{Draws, Table};
 use super::dataset::Labelled;
@@ -11,6 +11,7 @@ use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame};
 use crate::learner::objective::argmax;
 use crate::learner::{AdaptConfig, AdaptError, AnswerTime, Classifier, ConditionConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
+use crate::model::ClassifierConfig;
 use crate::prediction::Prediction;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -26,6 +27,8 @@ pub enum Method {
     Undrift,
     /// Diffusion-TTA as published: five steps of 180 draws for each frame, online (slow)
     DiffusionTta,
+    /// The source with the window's statistics for batch norm, where the classifier has it (Nado 2020, Schneider 2020)
+    Norm,
     /// Entropy minimisation by the norms (Wang 2021)
     Tent,
     /// Entropy minimisation on sure and new frames, held by importance (Niu 2022)
@@ -56,6 +59,7 @@ impl Method {
             Self::Source => "source",
             Self::Undrift => "undrift",
             Self::DiffusionTta => "diffusion-tta",
+            Self::Norm => "norm",
             Self::Tent => "tent",
             Self::Eata => "eata",
             Self::Sar => "sar",
@@ -68,6 +72,11 @@ impl Method {
             Self::DiffusionClassifier => "diffusion-classifier",
             Self::Dusa => "dusa",
         }
+    }
+
+    /// Whether the method is something else than the source on such a classifier.
+    pub fn suits(self, classifier: &ClassifierConfig) -> bool {
+        self != Self::Norm || classifier.has_batch_norm()
     }
 }
 
@@ -129,8 +138,11 @@ impl Answers {
 /// Runs `method` over the frames of `trial`; calls `shown` after each.
 ///
 /// # Errors
-/// Only what is fatal to the run.
+/// `NoBatchNorm` where the method does not suit the classifier; else only what is fatal to the run.
 pub fn evaluate(method: Method, trial: &Trial, shown: impl Fn()) -> Result<Answers, SessionError> {
+    if !method.suits(&trial.bundle.classifier_config) {
+        return Err(SessionError::NoBatchNorm { method: method.name() });
+    }
     let setting = Setting {
         bundle: trial.bundle,
         window: trial.config.window,
@@ -142,6 +154,7 @@ pub fn evaluate(method: Method, trial: &Trial, shown: impl Fn()) -> Result<Answe
         Method::Source => source(trial, shown),
         Method::Undrift => adapted(trial, trial.config, shown),
         Method::DiffusionTta => adapted(trial, &published(trial.config), shown),
+        Method::Norm => competing(Norm::new(&setting)?, trial, shown),
         Method::Tent => competing(Tent::new(&setting)?, trial, shown),
         Method::Eata => competing(Eata::new(&setting)?, trial, shown),
         Method::Sar => competing(Sar::new(&setting)?, trial, shown),

@@ -16,12 +16,15 @@ pub struct Classifier {
     parameters: Parameters,
     model: ClassifierModel,
     image_elements: usize,
+    has_batch_norm: bool,
 }
 
 /// Logits of a window, with the graph that leads to them.
 pub struct Forward {
     /// (n, K) for each shard, tracked.
     shards: Vec<Tensor>,
+    /// n of all shards but the last, which may have fewer.
+    shard_images: usize,
     /// A row for each image.
     pub logits: Vec<Vec<f64>>,
 }
@@ -36,14 +39,17 @@ pub struct Description {
 impl Classifier {
     /// A classifier whose parameters never change.
     pub fn frozen(config: &ClassifierConfig, tensors: Tensors) -> Result<Self, ParameterError> {
-        let parameters = Parameters::frozen(tensors);
-        Ok(Self { model: config.load(&parameters)?, image_elements: config.image().elements(), parameters })
+        Self::of(config, Parameters::frozen(tensors))
     }
 
     /// A classifier of which `part` can learn; values are copied.
     pub fn trainable(config: &ClassifierConfig, tensors: &Tensors, part: TrainablePart) -> Result<Self, ParameterError> {
-        let parameters = Parameters::trainable(tensors, |name| part.contains(name))?;
-        Ok(Self { model: config.load(&parameters)?, image_elements: config.image().elements(), parameters })
+        Self::of(config, Parameters::trainable(tensors, |name| part.contains(name))?)
+    }
+
+    fn of(config: &ClassifierConfig, parameters: Parameters) -> Result<Self, ParameterError> {
+        let (image_elements, has_batch_norm) = (config.image().elements(), config.has_batch_norm());
+        Ok(Self { model: config.load(&parameters)?, parameters, image_elements, has_batch_norm })
     }
 
     pub fn parameters(&self) -> &Parameters {
@@ -57,26 +63,33 @@ impl Classifier {
 
     /// Logits that gradients can be taken of.
     pub fn forward(&self, images: &[f32]) -> candle_core::Result<Forward> {
-        let shards = self
-            .shards(images)
-            .map(|images| self.model.forward(images, NormStatistics::Running))
-            .collect::<candle_core::Result<Vec<_>>>()?;
+        self.forward_with(images, NormStatistics::Running)
+    }
+
+    /// Logits that gradients can be taken of; batch norm, where the model has it, takes `statistics`.
+    pub fn forward_with(&self, images: &[f32], statistics: NormStatistics) -> candle_core::Result<Forward> {
+        // Statistics of a window are those of all its images, so that it is one task.
+        let is_whole = self.has_batch_norm && statistics != NormStatistics::Running;
+        let shard_images = if is_whole { images.len() / self.image_elements } else { SHARD_IMAGES };
+        let shards = images.par_chunks(shard_images.max(1) * self.image_elements);
+        let shards = shards.map(|images| self.model.forward(images, statistics)).collect::<candle_core::Result<Vec<_>>>()?;
         let logits = rows(&shards)?;
-        Ok(Forward { shards, logits })
+        Ok(Forward { shards, shard_images, logits })
+    }
+
+    /// Moves the statistics that batch norm serves with the share `share` of their way to those of `images`.
+    pub fn absorb(&mut self, images: &[f32], share: f32) -> candle_core::Result<()> {
+        self.model.absorb(images, share)
     }
 
     /// Features of images, and the logits that the head makes of them.
     pub fn describe(&self, images: &[f32]) -> candle_core::Result<Description> {
-        let features = self
-            .shards(images)
+        let features = images
+            .par_chunks(SHARD_IMAGES * self.image_elements)
             .map(|images| self.model.features(images, NormStatistics::Running))
             .collect::<candle_core::Result<Vec<_>>>()?;
         let logits = features.iter().map(|features| self.model.head(features)).collect::<candle_core::Result<Vec<_>>>()?;
         Ok(Description { features: rows(&features)?, logits: rows(&logits)? })
-    }
-
-    fn shards<'a>(&self, images: &'a [f32]) -> rayon::slice::Chunks<'a, f32> {
-        images.par_chunks(SHARD_IMAGES * self.image_elements)
     }
 
     /// Gradients of the trainable parameters, for the gradient of the loss by each image's logits.
@@ -84,7 +97,7 @@ impl Classifier {
     /// # Errors
     /// `NoGradient` where the graph is cut.
     pub fn gradients(&self, forward: &Forward, logit_gradients: &[Vec<f64>]) -> Result<Gradients, StepError> {
-        let shards = forward.shards.par_iter().zip(logit_gradients.par_chunks(SHARD_IMAGES)).map(|(logits, gradient)| {
+        let shards = forward.shards.par_iter().zip(logit_gradients.par_chunks(forward.shard_images.max(1))).map(|(logits, gradient)| {
             let values: Vec<f32> = gradient.iter().flatten().map(|&g| g as f32).collect();
             let gradient = Tensor::from_vec(values, logits.shape(), &Device::Cpu)?;
             // The gradient of sum(logits * gradient) by the logits is `gradient`.

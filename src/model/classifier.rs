@@ -2,7 +2,7 @@
 
 use super::blocks::ImageShape;
 use super::parameters::{ParameterError, Parameters, Tensors};
-use super::resnet::{NormStatistics, ResNet, ResNetConfig};
+use super::resnet::{NormStatistics, ResNet, ResNetConfig, STAGES};
 use super::vit::{Vit, VitConfig};
 use candle_core::Tensor;
 use serde::Serialize;
@@ -45,6 +45,22 @@ impl ClassifierConfig {
         }
     }
 
+    /// Whether norms take statistics of images, so that an answer can depend on the other images of a window.
+    pub fn has_batch_norm(&self) -> bool {
+        matches!(self, Self::ResNet(_))
+    }
+
+    /// Whether the parameter `name` is of the last stage of a residual network, of the last quarter of a transformer's
+    /// blocks, or of what comes after them.
+    pub fn is_late(&self, name: &str) -> bool {
+        let first_late = match self {
+            Self::Vit(config) => format!("blocks.{:02}", config.trunk.depth - config.trunk.depth / 4),
+            Self::ResNet(_) => format!("blocks.{}", STAGES - 1),
+        };
+        // Numbers have as many digits as each other, and "blocks" comes before "final" and "head" in the alphabet.
+        ["blocks.", "final.", "head."].iter().any(|start| name.starts_with(start)) && name >= first_late.as_str()
+    }
+
     /// # Errors
     /// `Missing` and `Shape` where the parameters are not those of this configuration.
     pub fn load(&self, parameters: &Parameters) -> Result<ClassifierModel, ParameterError> {
@@ -69,11 +85,47 @@ impl ClassifierModel {
         }
     }
 
+    /// Moves the statistics that batch norm serves with the share `share` of their way to those of `images`; nothing to a
+    /// model without it.
+    pub fn absorb(&mut self, images: &[f32], share: f32) -> candle_core::Result<()> {
+        match self {
+            Self::Vit(_) => Ok(()),
+            Self::ResNet(model) => model.absorb(images, share),
+        }
+    }
+
     /// Logits (N, K) of features (N, D).
     pub fn head(&self, features: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Vit(model) => model.head(features),
             Self::ResNet(model) => model.head(features),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::TrunkConfig;
+
+    #[test]
+    fn late_is_the_last_stage_or_the_last_quarter_of_the_blocks() {
+        let image = ImageShape { channels: 1, height: 8, width: 8 };
+        let trunk = TrunkConfig { image, patch: 4, patch_window: 4, hidden: 8, depth: 12, heads: 2, mlp_ratio: 2 };
+        let vit = ClassifierConfig::Vit(VitConfig { trunk, classes: 3 });
+        let resnet = ClassifierConfig::ResNet(ResNetConfig { image, width: 2, blocks: 2, classes: 3 });
+        for (config, early, late) in [
+            (vit, ["position", "embed.weight", "blocks.08.modulation"], ["blocks.09.modulation", "final.modulation", "head.bias"]),
+            (
+                resnet,
+                ["stem.norm.scale", "blocks.00.first.norm.scale", "blocks.11.second.norm.shift"],
+                ["blocks.20.first.norm.scale", "blocks.21.shortcut.norm.shift", "head.weight"],
+            ),
+        ] {
+            let parameters = config.initialize(1).expect("a model");
+            assert!(parameters.keys().any(|name| config.is_late(name)) && !parameters.keys().all(|name| config.is_late(name)));
+            assert!(!early.into_iter().any(|name| config.is_late(name)), "{config:?}");
+            assert!(late.into_iter().all(|name| config.is_late(name)), "{config:?}");
         }
     }
 }

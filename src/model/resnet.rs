@@ -1,13 +1,14 @@
 //! A classifier of the other kind: a residual network (arXiv 1512.03385) with batch norm, three stages of basic blocks.
 //!
 //! It serves with the statistics of its training images, as constants; methods that adapt statistics ask for those of the
-//! batch. Tokens are positions of the grid, (N, T, C), so that a convolution is [`kernels::unfold`] and a linear layer.
+//! batch, or for a mixture, which it can also absorb. Tokens are positions of the grid, (N, T, C), so that a convolution is [`kernels::unfold`] and a linear layer.
 
 use super::blocks::{ImageShape, Linear};
 use super::parameters::{Initializer, ParameterError, Parameters, Tensors};
-use crate::kernels::{self, ChannelMoments};
+use crate::kernels::{self, ChannelMoments, NormMoments};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Sizes of a residual network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,15 +24,17 @@ pub struct ResNetConfig {
 }
 
 /// Where batch norm takes mean and variance from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum NormStatistics {
     /// Those of the training images.
     Running,
     /// Those of the images at hand.
     Batch,
+    /// Those of the training images, moved the share `share` of their way to those of the images at hand; 0..=1.
+    Mixed { share: f32 },
 }
 
-const STAGES: usize = 3;
+pub(super) const STAGES: usize = 3;
 
 #[derive(Clone, Debug)]
 struct BatchNorm {
@@ -54,6 +57,15 @@ impl BatchNorm {
         let part = |part| parameters.get(&format!("{name}.{part}"), &[channels]);
         let running = ChannelMoments { mean: part("running_mean")?.to_vec1()?, variance: part("running_variance")?.to_vec1()? };
         Ok(Self { name: name.to_owned(), scale: part("scale")?, shift: part("shift")?, running })
+    }
+
+    fn forward(&self, x: &Tensor, statistics: NormStatistics) -> candle_core::Result<Tensor> {
+        let moments = match statistics {
+            NormStatistics::Running => NormMoments::Given(&self.running),
+            NormStatistics::Batch => NormMoments::Batch,
+            NormStatistics::Mixed { share } => NormMoments::Mixed { given: &self.running, share },
+        };
+        kernels::batch_norm(x, &self.scale, &self.shift, moments)
     }
 }
 
@@ -87,6 +99,12 @@ struct Block {
     second: Convolution,
     /// Where the shape changes: a 3 x 3 convolution of the same stride.
     shortcut: Option<Convolution>,
+}
+
+impl Block {
+    fn convolutions_mut(&mut self) -> impl Iterator<Item = &mut Convolution> {
+        [&mut self.first, &mut self.second].into_iter().chain(&mut self.shortcut)
+    }
 }
 
 /// The classifier: images (N, C, H, W) in -1..=1 -> logits (N, K).
@@ -153,25 +171,38 @@ impl ResNet {
 
     /// What the head sees of images (N, C, H, W), given as one slice: the mean over positions, (N, D).
     pub fn features(&self, images: &[f32], statistics: NormStatistics) -> candle_core::Result<Tensor> {
-        self.pass(images, &mut |norm, x| {
-            let given = match statistics {
-                NormStatistics::Running => Some(&norm.running),
-                NormStatistics::Batch => None,
-            };
-            kernels::batch_norm(x, &norm.scale, &norm.shift, given)
-        })
+        self.pass(images, &mut |norm, x| norm.forward(x, statistics))
     }
 
     /// Mean and variance of every norm on `images`, by the name of the parameter that holds them: what a network that was
     /// trained on batches serves with.
     pub fn statistics(&self, images: &[f32]) -> candle_core::Result<Tensors> {
         let mut all = Tensors::new();
-        self.pass(images, &mut |norm, x| {
-            let ChannelMoments { mean, variance } = ChannelMoments::of(x)?;
+        for (name, ChannelMoments { mean, variance }) in self.moments(images, NormStatistics::Batch)? {
             for (part, values) in [("running_mean", mean), ("running_variance", variance)] {
-                all.insert(format!("{}.{part}", norm.name), Tensor::from_vec(values, norm.scale.shape(), &Device::Cpu)?);
+                let channels = values.len();
+                all.insert(format!("{name}.{part}"), Tensor::from_vec(values, channels, &Device::Cpu)?);
             }
-            kernels::batch_norm(x, &norm.scale, &norm.shift, None)
+        }
+        Ok(all)
+    }
+
+    /// Moves the statistics that it serves with the share `share` of their way to those of `images`, each norm's as they
+    /// are when the norms before it take that mixture.
+    pub fn absorb(&mut self, images: &[f32], share: f32) -> candle_core::Result<()> {
+        let moments = self.moments(images, NormStatistics::Mixed { share })?;
+        for Convolution { norm, .. } in std::iter::once(&mut self.stem).chain(self.blocks.iter_mut().flat_map(Block::convolutions_mut)) {
+            norm.running = norm.running.moved(&moments[&norm.name], share);
+        }
+        Ok(())
+    }
+
+    /// Moments of what comes into each norm, by its name, in a pass with `statistics`.
+    fn moments(&self, images: &[f32], statistics: NormStatistics) -> candle_core::Result<BTreeMap<String, ChannelMoments>> {
+        let mut all = BTreeMap::new();
+        self.pass(images, &mut |norm, x| {
+            all.insert(norm.name.clone(), ChannelMoments::of(x)?);
+            norm.forward(x, statistics)
         })?;
         Ok(all)
     }
@@ -231,6 +262,25 @@ mod tests {
             for (alone, expected) in alone.iter().zip(&expected) {
                 assert!((alone - expected).abs() < 1e-4, "{alone} against {expected}");
             }
+        }
+    }
+
+    #[test]
+    fn what_it_absorbs_it_serves_with() {
+        let (weights, images) = (ResNet::initialize(&CONFIG, 1).expect("a model"), images(5));
+        let mut model = ResNet::load(&CONFIG, &Parameters::frozen(weights)).expect("a model");
+        let features = |model: &ResNet, statistics| model.features(&images, statistics).and_then(|y| y.to_vec2::<f32>()).expect("a pass");
+        let [source, batch] = [NormStatistics::Running, NormStatistics::Batch].map(|statistics| features(&model, statistics));
+        assert_eq!(features(&model, NormStatistics::Mixed { share: 0.0 }), source);
+        let mixed = features(&model, NormStatistics::Mixed { share: 0.3 });
+        model.absorb(&images, 0.3).expect("a pass");
+        assert_eq!(features(&model, NormStatistics::Running), mixed);
+        for _ in 0..60 {
+            model.absorb(&images, 0.3).expect("a pass");
+        }
+        // What is left of the source is 0.7^60 of it.
+        for (absorbed, batch) in features(&model, NormStatistics::Running).iter().flatten().zip(batch.iter().flatten()) {
+            assert!((absorbed - batch).abs() < 1e-4, "{absorbed} against {batch}");
         }
     }
 

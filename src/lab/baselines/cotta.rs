@@ -10,7 +10,7 @@ use super::losses::{mean, scaled};
 use super::student::{Student, Teacher};
 use crate::learner::objective::{argmax, cross_entropy, softmax};
 use crate::learner::{AdaptError, Classifier, OptimizerConfig, TrainablePart};
-use crate::model::ImageShape;
+use crate::model::{ImageShape, NormStatistics};
 use crate::noise::NoiseKey;
 
 /// Of Adam; `cotta.yaml`.
@@ -43,7 +43,7 @@ impl Cotta {
 
     /// The teacher's logits, averaged over augmentations where the source is unsure of the window.
     fn teach(&self, images: &[f32], context: &mut Context) -> Result<Vec<Vec<f64>>, AdaptError> {
-        let source = self.source.logits(images)?;
+        let source = self.source.forward_with(images, NormStatistics::Batch)?.logits;
         context.passes.classifier_forward += source.len() as f64;
         let confidence = |logits: &Vec<f64>| softmax(logits).into_iter().fold(0.0, f64::max);
         if source.iter().map(confidence).sum::<f64>() / source.len() as f64 >= SURE_CONFIDENCE {

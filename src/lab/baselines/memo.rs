@@ -1,7 +1,9 @@
 //! MEMO: one step on a frame's marginal entropy over augmentations, then its answer, then back to the source
 //! (arXiv 2110.09506; zhangmarvin/memo, `cifar-10-exps/test_calls/test_adapt.py`).
 //!
-//! Each frame on its own: the window has no effect. Answers with the weights from after the step.
+//! Each frame on its own: the window has no effect. Answers with the weights from after the step. Batch norm, where the
+//! model has it, takes source statistics mixed with those of the views, and of the frame, as in the paper's code for
+//! ImageNet (`imagenet-exps/utils/adapt_helpers.py`). Departure: the gradient goes through the share of the views.
 
 use super::augment::augmix;
 use super::competitor::{Competitor, Context, Setting};
@@ -9,10 +11,12 @@ use super::losses::marginal_entropy;
 use super::student::Student;
 use crate::learner::objective::argmax;
 use crate::learner::{AdaptError, OptimizerConfig, TrainablePart};
-use crate::model::ImageShape;
+use crate::model::{ImageShape, NormStatistics};
 
 /// Of SGD; `test_adapt.py`, `lr`.
 const LEARNING_RATE: f32 = 0.005;
+/// Images that the source's statistics of batch norm count as, against one; `test_adapt.py`, `prior_strength`.
+const PRIOR_STRENGTH: f32 = 16.0;
 /// `test_adapt.py`, `batch_size`.
 const AUGMENTATIONS: usize = 32;
 
@@ -23,10 +27,8 @@ pub struct Memo {
 
 impl Memo {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
-        Ok(Self {
-            student: setting.student(TrainablePart::All, OptimizerConfig::Sgd { momentum: 0.0 }, LEARNING_RATE)?,
-            image: setting.image(),
-        })
+        let student = setting.student(TrainablePart::All, OptimizerConfig::Sgd { momentum: 0.0 }, LEARNING_RATE)?;
+        Ok(Self { student: student.with_statistics(NormStatistics::Mixed { share: 1.0 / (PRIOR_STRENGTH + 1.0) }), image: setting.image() })
     }
 
     fn learn(&mut self, image: &[f32], position: usize, context: &mut Context) -> Result<(), AdaptError> {

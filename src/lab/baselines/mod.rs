@@ -3,8 +3,9 @@
 //! Each module names its paper, the file of the public repository that it was checked against, and where it departs from
 //! them. Losses are pure functions of logits (`losses.rs`); all that learns is a `Student`.
 //! Where a paper has constants for CIFAR-10 and for ImageNet, those of CIFAR-10 are taken: ten classes, 32 x 32.
-//! Invariant: nothing here knows the architecture of the classifier, but for `TrainablePart`; all models come from [`Setting`].
-//! Absent on purpose: methods that need batch norm.
+//! Invariant: nothing here knows the architecture of the classifier, but for what `ClassifierConfig` says of it; all models
+//! come from [`Setting`].
+//! Batch norm, where the classifier has it, takes the statistics of the window unless a module says otherwise.
 
 mod augment;
 mod competitor;
@@ -17,6 +18,7 @@ mod lame;
 mod losses;
 mod memo;
 mod memory;
+mod norm;
 mod rdumb;
 mod roid;
 mod rotta;
@@ -33,6 +35,7 @@ pub use dusa::Dusa;
 pub use eata::Eata;
 pub use lame::Lame;
 pub use memo::Memo;
+pub use norm::Norm;
 pub use rdumb::Rdumb;
 pub use roid::Roid;
 pub use rotta::Rotta;

@@ -2,8 +2,8 @@
 //! `core/adapter/rotta.py`; constants: mariodoebler/test-time-adaptation, `classification/conf.py`,
 //! `classification/cfgs/cifar10_c/rotta.yaml`).
 //!
-//! Answers with the teacher's logits from before the step. Departure: no robust batch norm, as the classifier has none;
-//! memory, teacher and timeliness are as published.
+//! Answers with the teacher's logits from before the step. Batch norm, where the model has it, is the paper's robust one:
+//! student and teacher each serve with statistics that follow those of the memory.
 
 use super::augment::jittered_window;
 use super::competitor::{Competitor, Context, Setting};
@@ -12,16 +12,20 @@ use super::memory::Memory;
 use super::student::{Student, Teacher};
 use crate::learner::objective::{argmax, cross_entropy, entropy, softmax};
 use crate::learner::{AdaptError, OptimizerConfig, TrainablePart};
-use crate::model::ImageShape;
+use crate::model::{ImageShape, NormStatistics};
 
 /// Of Adam; `rotta.yaml`.
 const LEARNING_RATE: f32 = 1e-3;
 /// Share of its way to the student that the teacher takes; `NU`.
 const TEACHER_PACE: f32 = 0.001;
+/// Share of their way to the memory's that statistics of batch norm take at each step; `ALPHA`.
+const STATISTICS_PACE: f32 = 0.05;
 /// Frames; `MEMORY_SIZE`.
 const MEMORY_FRAMES: usize = 64;
 /// Frames from one step to the next; `UPDATE_FREQUENCY`.
 const STEP_FRAMES: u64 = 64;
+/// In a step; answers are given with what was absorbed.
+const STATISTICS: NormStatistics = NormStatistics::Mixed { share: STATISTICS_PACE };
 
 pub struct Rotta {
     student: Student,
@@ -34,8 +38,9 @@ pub struct Rotta {
 
 impl Rotta {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
+        let student = setting.student(TrainablePart::Norms, OptimizerConfig::ADAM_W, LEARNING_RATE)?;
         Ok(Self {
-            student: setting.student(TrainablePart::Norms, OptimizerConfig::ADAM_W, LEARNING_RATE)?,
+            student: student.with_statistics(STATISTICS),
             teacher: setting.teacher(TrainablePart::Norms, TEACHER_PACE)?,
             memory: Memory::new(MEMORY_FRAMES, setting.classes()),
             image: setting.image(),
@@ -47,13 +52,16 @@ impl Rotta {
     fn step(&mut self, context: &mut Context) -> Result<(), AdaptError> {
         let images: Vec<f32> = self.memory.items().flat_map(|item| item.image.iter().copied()).collect();
         let augmented = jittered_window(&images, self.image, |position| context.key("rotta", position));
-        let lessons = self.teacher.logits(&images, &mut context.passes)?;
+        let lessons = self.teacher.logits_with(&images, STATISTICS, &mut context.passes)?;
         let forward = self.student.forward(&augmented, &mut context.passes)?;
         let shares = self.memory.items().map(|item| self.memory.timeliness(item) / lessons.len() as f64);
         let row = |((logits, lesson), share): ((&Vec<f64>, &Vec<f64>), f64)| {
             scaled(&cross_entropy(logits, &softmax(lesson)).logit_gradient, share)
         };
         let rows: Vec<Vec<f64>> = forward.logits.iter().zip(&lessons).zip(shares).map(row).collect();
+        // Statistics first: they are those that the weights from before the step saw.
+        self.teacher.absorb(&images, STATISTICS_PACE)?;
+        self.student.absorb(&augmented, STATISTICS_PACE)?;
         self.student.learn(&forward, &rows, &mut context.passes)?;
         self.teacher.follow(&self.student)
     }
@@ -61,7 +69,7 @@ impl Rotta {
 
 impl Competitor for Rotta {
     fn answer(&mut self, images: &[f32], context: &mut Context) -> Result<Vec<usize>, AdaptError> {
-        let logits = self.teacher.logits(images, &mut context.passes)?;
+        let logits = self.teacher.logits_with(images, NormStatistics::Running, &mut context.passes)?;
         let answers: Vec<usize> = logits.iter().map(|logits| argmax(logits)).collect();
         for ((image, logits), &answer) in images.chunks_exact(self.image.elements()).zip(&logits).zip(&answers) {
             self.memory.add(image.to_vec(), answer, entropy(&softmax(logits)));
@@ -99,5 +107,21 @@ mod tests {
         }
         let remembered = rotta.memory.items().count() as f64;
         assert_eq!(context.passes.classifier_forward, 64.0 + 2.0 * remembered);
+    }
+
+    #[test]
+    fn the_statistics_of_batch_norm_change_with_its_steps_alone() {
+        let stage = Stage::with_batch_norm();
+        let mut rotta = Rotta::new(&stage.setting(Tuning { learning_rate: Some(0.0), ..Tuning::default() })).expect("a method");
+        let (probe, mut context) = (images(4, 3), Context::default());
+        let logits = |rotta: &Rotta, context: &mut Context| {
+            rotta.teacher.logits_with(&probe, NormStatistics::Running, &mut context.passes).expect("a pass")
+        };
+        let source = logits(&rotta, &mut context);
+        rotta.answer(&images(63, 1), &mut context).expect("answers");
+        assert_eq!(logits(&rotta, &mut context), source);
+        rotta.answer(&images(1, 2), &mut context).expect("answers");
+        assert_ne!(logits(&rotta, &mut context), source);
+        assert_eq!(&rotta.student.weights().expect("weights"), rotta.student.source());
     }
 }

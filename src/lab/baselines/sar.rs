@@ -1,15 +1,16 @@
 //! SAR: entropy minimisation on sure frames, with the gradient at the worst weights nearby, and a reset where entropy
 //! collapses (arXiv 2302.12400; mr-eggplant/SAR, `sar.py`, `sam.py`, `main.py`).
 //!
-//! Answers with the logits from before its step. Departures: the norms of the last blocks learn too, as nothing here knows
-//! the blocks; a reset forgets the average of the loss, as in the paper (in `sar.py` the old average comes back, and resets
-//! again); a window without a sure frame is skipped, where `sar.py` takes a mean of nothing.
+//! Answers with the logits from before its step. The norms of the last stage, or of the last quarter of the blocks and after
+//! them, stay as they are. Departures: a reset forgets the average of the loss, as in the paper (in `sar.py` the old average
+//! comes back, and resets again); a window without a sure frame is skipped, where `sar.py` takes a mean of nothing.
 
 use super::competitor::{Competitor, Context, Setting};
 use super::losses::{entropy, scaled};
 use super::student::{Student, Weights};
 use crate::learner::objective::argmax;
-use crate::learner::{AdaptError, Gradients, OptimizerConfig, TrainablePart};
+use crate::learner::{AdaptError, Forward, Gradients, OptimizerConfig, TrainablePart};
+use crate::model::ClassifierConfig;
 
 /// Of SGD, for each frame of a window; `main.py`, vision transformers.
 const LEARNING_RATE_PER_FRAME: f32 = 0.001 / 64.0;
@@ -25,6 +26,7 @@ const LOSS_MOMENTUM: f64 = 0.9;
 
 pub struct Sar {
     student: Student,
+    classifier: ClassifierConfig,
     entropy_margin: f64,
     average_loss: Option<f64>,
 }
@@ -34,9 +36,18 @@ impl Sar {
         let learning_rate = LEARNING_RATE_PER_FRAME * setting.window as f32;
         Ok(Self {
             student: setting.student(TrainablePart::Norms, OptimizerConfig::Sgd { momentum: MOMENTUM }, learning_rate)?,
+            classifier: setting.bundle.classifier_config,
             entropy_margin: setting.entropy_margin(),
             average_loss: None,
         })
+    }
+
+    /// Gradients of the parameters, zero for those that stay as they are.
+    fn gradients(&self, forward: &Forward, rows: &[Vec<f64>], context: &mut Context) -> Result<Gradients, AdaptError> {
+        let mut gradients = self.student.gradients(forward, rows, &mut context.passes)?;
+        let late = gradients.iter_mut().filter(|(name, _)| self.classifier.is_late(name));
+        late.for_each(|(_, gradient)| gradient.fill(0.0));
+        Ok(gradients)
     }
 
     /// Steps from `weights` along the gradient at the worst weights nearby, over those of the frames `sure` that are still
@@ -47,7 +58,7 @@ impl Sar {
         let forward = self.student.forward(images, &mut context.passes)?;
         let still: Vec<bool> = forward.logits.iter().zip(sure).map(|(z, &sure)| sure && entropy(z).loss < self.entropy_margin).collect();
         let sharp = match mean_entropy(&forward.logits, &still) {
-            Some((loss, rows)) => Some((loss, self.student.gradients(&forward, &rows, &mut context.passes)?)),
+            Some((loss, rows)) => Some((loss, self.gradients(&forward, &rows, context)?)),
             None => None,
         };
         self.student.set_weights(&weights)?;
@@ -75,7 +86,7 @@ impl Competitor for Sar {
         let forward = self.student.forward(images, &mut context.passes)?;
         let sure: Vec<bool> = forward.logits.iter().map(|logits| entropy(logits).loss < self.entropy_margin).collect();
         if let Some((_, rows)) = mean_entropy(&forward.logits, &sure) {
-            let gradients = self.student.gradients(&forward, &rows, &mut context.passes)?;
+            let gradients = self.gradients(&forward, &rows, context)?;
             self.step_sharp(images, &sure, &gradients, context)?;
         }
         Ok(forward.logits.iter().map(|logits| argmax(logits)).collect())
@@ -113,7 +124,7 @@ fn mean_entropy(logits: &[Vec<f64>], is_counted: &[bool]) -> Option<(f64, Vec<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::baselines::competitor::{Passes, Tuning};
+    use crate::lab::baselines::competitor::Tuning;
     use crate::lab::baselines::stage::{Stage, images};
 
     fn sar(stage: &Stage) -> Sar {
@@ -123,19 +134,21 @@ mod tests {
     #[test]
     fn the_step_is_from_the_old_weights_along_the_gradient_at_the_worst_nearby() {
         let stage = Stage::new();
-        let (mut sar, by_hand) = (sar(&stage), sar(&stage).student);
-        let (images, passes) = (images(4, 1), &mut Passes::default());
-        let gradient = |passes: &mut Passes| {
-            let forward = by_hand.forward(&images, passes).expect("a pass");
+        let (mut sar, other) = (sar(&stage), sar(&stage));
+        let (images, mut context, by_hand) = (images(4, 1), Context::default(), &other.student);
+        let mut gradient = || {
+            let forward = by_hand.forward(&images, &mut context.passes).expect("a pass");
             let (_, rows) = mean_entropy(&forward.logits, &[true; 4]).expect("frames");
-            by_hand.gradients(&forward, &rows, passes).expect("gradients")
+            other.gradients(&forward, &rows, &mut context).expect("gradients")
         };
-        let worst = worst_nearby(by_hand.source(), &gradient(passes));
+        let worst = worst_nearby(by_hand.source(), &gradient());
         let distance =
             worst.iter().flat_map(|(name, values)| values.iter().zip(&by_hand.source()[name])).map(|(a, b)| f64::from(a - b).powi(2));
         assert!((distance.sum::<f64>().sqrt() - RHO).abs() < 1e-5);
         by_hand.set_weights(&worst).expect("weights");
-        let sharp = gradient(passes);
+        let sharp = gradient();
+        let moving: Vec<&String> = sharp.iter().filter(|(_, gradient)| gradient.iter().any(|g| *g != 0.0)).map(|(name, _)| name).collect();
+        assert_eq!(moving, ["blocks.00.modulation", "blocks.01.modulation"]);
         sar.answer(&images, &mut Context::default()).expect("answers");
         for (name, values) in sar.student.weights().expect("weights") {
             for ((value, source), gradient) in values.iter().zip(&by_hand.source()[&name]).zip(&sharp[&name]) {

@@ -3,7 +3,7 @@
 use super::competitor::{Setting, Tuning};
 use crate::bundle::Bundle;
 use crate::learner::AdaptConfig;
-use crate::model::ClassConditioning;
+use crate::model::{ClassConditioning, ClassifierConfig, ResNetConfig};
 use crate::tiny;
 
 pub struct Stage {
@@ -19,6 +19,16 @@ impl Stage {
 
     pub fn with(conditioning: ClassConditioning) -> Self {
         Self { bundle: tiny::bundle(1, conditioning), config: tiny::config(), source_images: images(tiny::CLASSES, 9) }
+    }
+
+    /// With a classifier that has batch norm.
+    pub fn with_batch_norm() -> Self {
+        let mut stage = Self::new();
+        let image = stage.bundle.classifier_config.image();
+        let config = ClassifierConfig::ResNet(ResNetConfig { image, width: 4, blocks: 1, classes: tiny::CLASSES });
+        stage.bundle.classifier = tiny::shaken(config.initialize(1).expect("a model"), 1);
+        stage.bundle.classifier_config = config;
+        stage
     }
 
     pub fn setting(&self, tuning: Tuning) -> Setting<'_> {

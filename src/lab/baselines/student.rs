@@ -2,15 +2,17 @@
 
 use super::competitor::Passes;
 use crate::learner::{AdaptError, Classifier, Forward, Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError};
+use crate::model::NormStatistics;
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 
 /// Values of the trainable parameters, by name.
 pub type Weights = BTreeMap<String, Vec<f32>>;
 
-/// A classifier that learns.
+/// A classifier that learns. Batch norm, where it has it, takes the statistics of the window, as in the methods' public code.
 pub struct Student {
     classifier: Classifier,
+    statistics: NormStatistics,
     optimizer: Optimizer,
     learning_rate: f32,
     source: Weights,
@@ -19,11 +21,21 @@ pub struct Student {
 impl Student {
     pub fn new(classifier: Classifier, optimizer: OptimizerConfig, learning_rate: f32) -> Result<Self, AdaptError> {
         let source = weights(&classifier)?;
-        Ok(Self { classifier, optimizer: Optimizer::new(optimizer), learning_rate, source })
+        Ok(Self { classifier, statistics: NormStatistics::Batch, optimizer: Optimizer::new(optimizer), learning_rate, source })
+    }
+
+    /// With other statistics for batch norm.
+    pub fn with_statistics(self, statistics: NormStatistics) -> Self {
+        Self { statistics, ..self }
+    }
+
+    /// Moves the statistics that batch norm has of the source the share `share` of their way to those of `images`.
+    pub fn absorb(&mut self, images: &[f32], share: f32) -> Result<(), AdaptError> {
+        Ok(self.classifier.absorb(images, share)?)
     }
 
     pub fn forward(&self, images: &[f32], passes: &mut Passes) -> Result<Forward, AdaptError> {
-        let forward = self.classifier.forward(images)?;
+        let forward = self.classifier.forward_with(images, self.statistics)?;
         passes.classifier_forward += forward.logits.len() as f64;
         Ok(forward)
     }
@@ -87,10 +99,20 @@ impl Teacher {
         Self { classifier, pace }
     }
 
+    /// Logits, with the window's statistics for batch norm.
     pub fn logits(&self, images: &[f32], passes: &mut Passes) -> Result<Vec<Vec<f64>>, AdaptError> {
-        let logits = self.classifier.logits(images)?;
+        self.logits_with(images, NormStatistics::Batch, passes)
+    }
+
+    pub fn logits_with(&self, images: &[f32], statistics: NormStatistics, passes: &mut Passes) -> Result<Vec<Vec<f64>>, AdaptError> {
+        let logits = self.classifier.forward_with(images, statistics)?.logits;
         passes.classifier_forward += logits.len() as f64;
         Ok(logits)
+    }
+
+    /// Moves the statistics that batch norm has of the source the share `share` of their way to those of `images`.
+    pub fn absorb(&mut self, images: &[f32], share: f32) -> Result<(), AdaptError> {
+        Ok(self.classifier.absorb(images, share)?)
     }
 
     pub fn follow(&self, student: &Student) -> Result<(), AdaptError> {

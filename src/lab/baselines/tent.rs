@@ -1,6 +1,6 @@
 //! TENT: entropy minimisation by the norms (arXiv 2006.10726; DequanWang/tent, `tent.py`).
 //!
-//! Answers with the logits from before its step. Departure: no batch statistics, as the classifier has none.
+//! Answers with the logits from before its step.
 
 use super::competitor::{Competitor, Context, Setting};
 use super::losses::{entropy, scaled};
@@ -39,7 +39,12 @@ mod tests {
 
     #[test]
     fn steps_lower_the_entropy_of_a_window_and_move_norms_alone() {
-        let stage = Stage::new();
+        for stage in [Stage::new(), Stage::with_batch_norm()] {
+            steps_lower_the_entropy(&stage);
+        }
+    }
+
+    fn steps_lower_the_entropy(stage: &Stage) {
         let mut tent = Tent::new(&stage.setting(Tuning { learning_rate: Some(1e-2), ..Tuning::default() })).expect("a method");
         let (images, mut context) = (images(4, 1), Context::default());
         let mean_entropy = |tent: &Tent| {
