@@ -9,25 +9,39 @@ use crate::noise::NoiseKey;
 use rayon::prelude::*;
 use std::f64::consts::PI;
 
-/// Each image of a window, jittered by the key of its position.
-pub fn jittered_window(images: &[f32], shape: ImageShape, key: impl Fn(usize) -> NoiseKey + Sync) -> Vec<f32> {
-    let images = images.par_chunks(shape.elements()).enumerate();
-    images.map(|(position, image)| jittered(image, shape, key(position))).collect::<Vec<_>>().concat()
+/// Which jitter of the public codes (`get_tta_transforms`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Jitter {
+    /// CoTTA's (qinenergy/cotta, `cifar/cotta.py`, with `soft = False`): light and contrast, a small turn, shift and zoom, blur,
+    /// a mirror by chance, noise.
+    Cotta,
+    /// ROID's (mariodoebler/test-time-adaptation, `augmentations/transforms_cotta.py`, with `cotta_augs = False`): without blur
+    /// and noise.
+    Roid,
 }
 
-/// The test-time augmentation of CoTTA (qinenergy/cotta, `cifar/cotta.py`, `get_tta_transforms`, with `soft = False`): light
-/// and contrast, a small turn, shift and zoom, blur, a mirror by chance, noise.
-pub fn jittered(image: &[f32], shape: ImageShape, key: NoiseKey) -> Vec<f32> {
+/// The images of a window, all jittered alike but for the noise, as the public codes transform a batch at once.
+pub fn jittered_window(images: &[f32], shape: ImageShape, jitter: Jitter, key: NoiseKey) -> Vec<f32> {
+    let images = images.par_chunks(shape.elements()).enumerate();
+    images.map(|(position, image)| jittered(image, shape, jitter, key, position)).collect::<Vec<_>>().concat()
+}
+
+fn jittered(image: &[f32], shape: ImageShape, jitter: Jitter, key: NoiseKey, position: usize) -> Vec<f32> {
     let mut dice = Dice::new(key);
+    let outside = if jitter == Jitter::Cotta { Outside::Edge } else { Outside::Reflect };
     let mut values = jitter_light(to_unit(image), &mut dice);
-    values = warp(&values, shape, &jitter_of_place(shape, &mut dice), Outside::Edge);
-    values = blur(&values, shape, dice.between(0.001, 0.5));
+    values = warp(&values, shape, &jitter_of_place(shape, &mut dice), outside);
+    let sigma = dice.between(0.001, 0.5);
     if dice.happens(0.5) {
         mirror(&mut values, shape);
     }
-    let mut noise = vec![0f32; values.len()];
-    dice.fill_normal(&mut noise);
-    values.iter_mut().zip(noise).for_each(|(value, noise)| *value += 0.005 * noise);
+    if jitter == Jitter::Cotta {
+        values = blur(&values, shape, sigma);
+        let mut noise = vec![0f32; values.len()];
+        // From the other end than the dice.
+        key.fill_normal(u32::MAX - u32::try_from(position).expect("a window has few frames"), &mut noise);
+        values.iter_mut().zip(noise).for_each(|(value, noise)| *value += 0.005 * noise);
+    }
     from_unit(&values)
 }
 
@@ -97,6 +111,8 @@ fn jitter_of_place(shape: ImageShape, dice: &mut Dice) -> Place {
 enum Outside {
     /// Its nearest pixel.
     Edge,
+    /// Its mirror image about the last pixels.
+    Reflect,
     Flat(f32),
 }
 
@@ -123,7 +139,11 @@ fn between_pixels(plane: &[f32], (height, width): (usize, usize), [x, y]: [f64; 
         let (last_x, last_y) = ((width - 1) as f64, (height - 1) as f64);
         match outside {
             Outside::Flat(value) if !(0.0..=last_x).contains(&x) || !(0.0..=last_y).contains(&y) => value,
-            // Whole numbers within the image.
+            // Whole numbers within the image, or after one reflection.
+            Outside::Reflect => {
+                let reflected = |at: f64, last: f64| (last - (last - at.abs()).abs()).clamp(0.0, last) as usize;
+                plane[reflected(y, last_y) * width + reflected(x, last_x)]
+            }
             _ => plane[y.clamp(0.0, last_y) as usize * width + x.clamp(0.0, last_x) as usize],
         }
     };
@@ -281,16 +301,45 @@ mod tests {
 
     #[test]
     fn augmentations_stay_in_range_and_follow_their_key() {
+        assert_augments(|image, key| jittered_window(image, SHAPE, Jitter::Cotta, key));
+        assert_augments(|image, key| jittered_window(image, SHAPE, Jitter::Roid, key));
+        assert_augments(|image, key| augmix(image, SHAPE, key));
+    }
+
+    fn assert_augments(augment: impl Fn(&[f32], NoiseKey) -> Vec<f32>) {
         let image = from_unit(&ramp());
-        for augment in [jittered, augmix] {
-            for index in 0..100 {
-                let key = NoiseKey::from_seed(1, "augmentation test", index);
-                let augmented = augment(&image, SHAPE, key);
-                assert!(augmented.iter().all(|value| (-1.0..=1.0).contains(value)), "{index}: {augmented:?}");
-                assert_eq!(augmented, augment(&image, SHAPE, key));
-                assert_ne!(augmented, augment(&image, SHAPE, NoiseKey::from_seed(2, "augmentation test", index)));
-            }
+        for index in 0..100 {
+            let key = NoiseKey::from_seed(1, "augmentation test", index);
+            let augmented = augment(&image, key);
+            assert!(augmented.iter().all(|value| (-1.0..=1.0).contains(value)), "{index}: {augmented:?}");
+            assert_eq!(augmented, augment(&image, key));
+            assert_ne!(augmented, augment(&image, NoiseKey::from_seed(2, "augmentation test", index)));
         }
+    }
+
+    #[test]
+    fn the_images_of_a_window_differ_by_noise_alone() {
+        let (image, key) = (from_unit(&ramp()), NoiseKey::from_seed(1, "window test", 0));
+        let window = [image.clone(), image].concat();
+        let halves = |jitter| {
+            let jittered = jittered_window(&window, SHAPE, jitter, key);
+            (jittered[..36].to_vec(), jittered[36..].to_vec())
+        };
+        let (first, second) = halves(Jitter::Roid);
+        assert_eq!(first, second);
+        let (first, second) = halves(Jitter::Cotta);
+        assert_ne!(first, second);
+        // Ten standard deviations, of values that lie in -1..=1.
+        assert!(first.iter().zip(&second).all(|(a, b)| (a - b).abs() < 0.1), "{first:?} and {second:?}");
+    }
+
+    #[test]
+    fn what_lies_outside_is_the_edge_its_mirror_image_or_flat() {
+        let shifted = |outside| warp(&ramp(), SHAPE, &Place::shift([2.0, 0.0]), outside)[3..6].to_vec();
+        let ramp = ramp();
+        assert_eq!(shifted(Outside::Edge), [ramp[5], ramp[5], ramp[5]]);
+        assert_eq!(shifted(Outside::Reflect), [ramp[5], ramp[4], ramp[3]]);
+        assert_eq!(shifted(Outside::Flat(0.5)), [ramp[5], 0.5, 0.5]);
     }
 
     #[test]

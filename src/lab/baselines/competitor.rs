@@ -3,7 +3,7 @@
 use super::student::{Student, Teacher};
 use crate::bundle::Bundle;
 use crate::learner::{AdaptError, Classifier, Judge, OptimizerConfig, TrainablePart};
-use crate::model::{ClassConditioning, DitConfig, ImageShape};
+use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape};
 use crate::noise::NoiseKey;
 use serde::{Deserialize, Serialize};
 
@@ -74,14 +74,30 @@ impl std::ops::AddAssign for Passes {
     }
 }
 
-/// What may be chosen on a held-out stream; what is absent is as published.
+/// A setting for each kind of classifier.
+///
+/// Those of the competitors were chosen for their accuracy on the stream `extra`, in windows of 16 (tests/reference/COMPETITORS.md has
+/// the grids); of equals, the published one.
+#[derive(Clone, Copy, Debug)]
+pub struct ByNorm<T> {
+    pub layer_norm: T,
+    pub batch_norm: T,
+}
+
+impl<T> ByNorm<T> {
+    fn of(self, classifier: &ClassifierConfig) -> T {
+        if classifier.has_batch_norm() { self.batch_norm } else { self.layer_norm }
+    }
+}
+
+/// What may be chosen on a held-out stream; what is absent is as it was chosen for the shipped bundles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
-    /// Learning rate of the competitors instead of the published one
+    /// Learning rate of the competitors instead of the one chosen for the kind of classifier
     #[arg(long)]
     pub learning_rate: Option<f32>,
-    /// Entropy above which EATA, RDumb and SAR ignore a frame, as a share of the largest [published: 0.4]
+    /// Entropy above which EATA, RDumb and SAR ignore a frame, as a share of the largest, instead of the chosen one
     #[arg(long)]
     pub entropy_margin: Option<f64>,
 }
@@ -115,9 +131,10 @@ impl Setting<'_> {
         Ok(Classifier::frozen(&self.bundle.classifier_config, self.bundle.classifier.clone())?)
     }
 
-    /// The source classifier, of which `part` learns; `learning_rate` is the published one.
-    pub fn student(&self, part: TrainablePart, optimizer: OptimizerConfig, learning_rate: f32) -> Result<Student, AdaptError> {
-        Student::new(self.trainable(part)?, optimizer, self.tuning.learning_rate.unwrap_or(learning_rate))
+    /// The source classifier, of which `part` learns.
+    pub fn student(&self, part: TrainablePart, optimizer: OptimizerConfig, rates: ByNorm<f32>) -> Result<Student, AdaptError> {
+        let chosen = rates.of(&self.bundle.classifier_config);
+        Student::new(self.trainable(part)?, optimizer, self.tuning.learning_rate.unwrap_or(chosen))
     }
 
     /// The source classifier, of which `part` follows a student by the share `pace` at a time.
@@ -133,8 +150,9 @@ impl Setting<'_> {
         Ok(Judge::new(&self.bundle.diffusion_config, self.bundle.diffusion.clone())?)
     }
 
-    /// E0, nats: 0.4 ln K in EATA and SAR (`main.py` of both).
-    pub fn entropy_margin(&self) -> f64 {
-        self.tuning.entropy_margin.unwrap_or(0.4) * (self.classes() as f64).ln()
+    /// E0, nats, for shares of the largest entropy ln K.
+    pub fn entropy_margin(&self, shares: ByNorm<f64>) -> f64 {
+        let chosen = shares.of(&self.bundle.classifier_config);
+        self.tuning.entropy_margin.unwrap_or(chosen) * (self.classes() as f64).ln()
     }
 }

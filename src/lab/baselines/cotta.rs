@@ -4,8 +4,8 @@
 //! Answers with the teacher's logits from before the step, averaged over augmentations where the source is unsure.
 //! Departure: the augmentations are made only where their average is used, as in its code for ImageNet.
 
-use super::augment::jittered_window;
-use super::competitor::{Competitor, Context, Setting};
+use super::augment::{Jitter, jittered_window};
+use super::competitor::{ByNorm, Competitor, Context, Setting};
 use super::losses::{mean, scaled};
 use super::student::{Student, Teacher};
 use crate::learner::objective::{argmax, cross_entropy, softmax};
@@ -13,8 +13,8 @@ use crate::learner::{AdaptError, Classifier, OptimizerConfig, TrainablePart};
 use crate::model::{ImageShape, NormStatistics};
 use crate::noise::NoiseKey;
 
-/// Of Adam; `cotta.yaml`.
-const LEARNING_RATE: f32 = 1e-3;
+/// Of Adam; published: 1e-3 (`cotta.yaml`).
+const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 1e-3, batch_norm: 1e-3 };
 /// Share of its way to the student that the teacher takes; 1 - `MT`.
 const TEACHER_PACE: f32 = 0.001;
 /// Chance of a parameter to return to its source value; `RST`.
@@ -34,7 +34,7 @@ pub struct Cotta {
 impl Cotta {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
         Ok(Self {
-            student: setting.student(TrainablePart::All, OptimizerConfig::ADAM_W, LEARNING_RATE)?,
+            student: setting.student(TrainablePart::All, OptimizerConfig::ADAM_W, LEARNING_RATES)?,
             teacher: setting.teacher(TrainablePart::All, TEACHER_PACE)?,
             source: setting.source()?,
             image: setting.image(),
@@ -51,8 +51,8 @@ impl Cotta {
         }
         let mut views = Vec::with_capacity(AUGMENTATIONS);
         for view in 0..AUGMENTATIONS {
-            let key = |position| context.key(&format!("cotta view {view}"), position);
-            let augmented = jittered_window(images, self.image, key);
+            let key = context.key(&format!("cotta view {view}"), 0);
+            let augmented = jittered_window(images, self.image, Jitter::Cotta, key);
             views.push(self.teacher.logits(&augmented, &mut context.passes)?);
         }
         Ok((0..source.len()).map(|n| mean(&views.iter().map(|view| view[n].clone()).collect::<Vec<_>>())).collect())

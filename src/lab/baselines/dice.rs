@@ -49,10 +49,4 @@ impl Dice {
         let (a, b) = (self.between(0.0, 1.0), self.between(0.0, 1.0));
         [a.min(b), (a - b).abs(), 1.0 - a.max(b)]
     }
-
-    /// Standard normal values.
-    pub fn fill_normal(&mut self, values: &mut [f32]) {
-        self.rolled += 1;
-        self.key.fill_normal(self.rolled, values);
-    }
 }

@@ -6,7 +6,7 @@
 //! trains it on the stream (for its ImageNet models that adds 2 to 4 points); one window is one step, where it adds up
 //! windows to 64 frames.
 
-use super::competitor::{Competitor, Context, Setting};
+use super::competitor::{ByNorm, Competitor, Context, Setting};
 use super::dice::Dice;
 use super::diffusion_classifier::verdicts;
 use super::losses::{candidate_score, scaled};
@@ -15,8 +15,8 @@ use crate::diffusion::Timestep;
 use crate::learner::objective::{argmax, softmax};
 use crate::learner::{AdaptError, Judge, OptimizerConfig, TrainablePart};
 
-/// Of Adam; the paper's for all classifiers.
-const LEARNING_RATE: f32 = 1e-5;
+/// Of Adam; published: 1e-5, for all classifiers.
+const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 1e-5, batch_norm: 1e-5 };
 /// Of 1000; table 6.
 const TIMESTEP: u32 = 100;
 /// Candidates by probability and by draw.
@@ -33,7 +33,7 @@ impl Dusa {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
         let judge = setting.judge()?;
         Ok(Self {
-            student: setting.student(TrainablePart::All, OptimizerConfig::ADAM_W, LEARNING_RATE)?,
+            student: setting.student(TrainablePart::All, OptimizerConfig::ADAM_W, LEARNING_RATES)?,
             timestep: Timestep(TIMESTEP * judge.schedule().num_timesteps() / 1000),
             judge,
         })

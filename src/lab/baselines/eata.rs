@@ -4,14 +4,26 @@
 //! Answers with the logits from before its step. Importance is the diagonal Fisher information of the source's own labels
 //! on clean images, by windows of 64 as in `main.py`; its passes come before the stream and are not counted.
 
-use super::competitor::{Competitor, Context, Passes, Setting};
+use super::competitor::{ByNorm, Competitor, Context, Passes, Setting};
 use super::losses::{cosine, entropy, mean, moving_average, scaled};
 use super::student::{Student, Weights};
 use crate::learner::objective::{argmax, cross_entropy, softmax};
 use crate::learner::{AdaptError, Gradients, OptimizerConfig, TrainablePart};
 
-/// Of SGD; the paper's for CIFAR-10.
-const LEARNING_RATE: f32 = 0.005;
+/// What is chosen by the kind of classifier.
+#[derive(Clone, Copy)]
+pub struct Choices {
+    /// Of SGD.
+    pub learning_rates: ByNorm<f32>,
+    /// Entropy above which a frame is ignored, as a share of the largest.
+    pub entropy_margins: ByNorm<f64>,
+}
+
+/// Published, for CIFAR-10: 0.005; 0.4.
+const CHOICES: Choices = Choices {
+    learning_rates: ByNorm { layer_norm: 0.005, batch_norm: 0.005 },
+    entropy_margins: ByNorm { layer_norm: 0.4, batch_norm: 0.4 },
+};
 const MOMENTUM: f32 = 0.9;
 /// Largest cosine between a frame's probabilities and the running mean's; the paper's for CIFAR-10.
 const COSINE_MAX: f64 = 0.4;
@@ -35,17 +47,18 @@ impl Eata {
     /// Without source images.
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
         assert!(!setting.source_images.is_empty(), "EATA measures importance on source images, and got none");
-        let mut eata = Self::without_fisher(setting)?;
+        let mut eata = Self::without_fisher(setting, CHOICES)?;
         eata.fisher = fisher(&eata.student, setting)?;
         Ok(eata)
     }
 
     /// ETA.
-    pub fn without_fisher(setting: &Setting) -> Result<Self, AdaptError> {
+    pub fn without_fisher(setting: &Setting, choices: Choices) -> Result<Self, AdaptError> {
+        let optimizer = OptimizerConfig::Sgd { momentum: MOMENTUM };
         Ok(Self {
-            student: setting.student(TrainablePart::Norms, OptimizerConfig::Sgd { momentum: MOMENTUM }, LEARNING_RATE)?,
+            student: setting.student(TrainablePart::Norms, optimizer, choices.learning_rates)?,
             fisher: Weights::new(),
-            entropy_margin: setting.entropy_margin(),
+            entropy_margin: setting.entropy_margin(choices.entropy_margins),
             mean_probabilities: None,
         })
     }

@@ -6,15 +6,15 @@
 //! ImageNet (`imagenet-exps/utils/adapt_helpers.py`). Departure: the gradient goes through the share of the views.
 
 use super::augment::augmix;
-use super::competitor::{Competitor, Context, Setting};
+use super::competitor::{ByNorm, Competitor, Context, Setting};
 use super::losses::marginal_entropy;
 use super::student::Student;
 use crate::learner::objective::argmax;
 use crate::learner::{AdaptError, OptimizerConfig, TrainablePart};
 use crate::model::{ImageShape, NormStatistics};
 
-/// Of SGD; `test_adapt.py`, `lr`.
-const LEARNING_RATE: f32 = 0.005;
+/// Of SGD; published: 0.005 (`test_adapt.py`, `lr`).
+const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 0.005, batch_norm: 0.005 };
 /// Images that the source's statistics of batch norm count as, against one; `test_adapt.py`, `prior_strength`.
 const PRIOR_STRENGTH: f32 = 16.0;
 /// `test_adapt.py`, `batch_size`.
@@ -27,7 +27,7 @@ pub struct Memo {
 
 impl Memo {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
-        let student = setting.student(TrainablePart::All, OptimizerConfig::Sgd { momentum: 0.0 }, LEARNING_RATE)?;
+        let student = setting.student(TrainablePart::All, OptimizerConfig::Sgd { momentum: 0.0 }, LEARNING_RATES)?;
         Ok(Self { student: student.with_statistics(NormStatistics::Mixed { share: 1.0 / (PRIOR_STRENGTH + 1.0) }), image: setting.image() })
     }
 

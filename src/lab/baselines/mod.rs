@@ -28,7 +28,7 @@ mod stage;
 mod student;
 mod tent;
 
-pub use competitor::{Competitor, Context, Passes, Setting, Tuning};
+pub use competitor::{ByNorm, Competitor, Context, Passes, Setting, Tuning};
 pub use cotta::Cotta;
 pub use diffusion_classifier::DiffusionClassifier;
 pub use dusa::Dusa;

@@ -2,12 +2,17 @@
 //!
 //! Answers with the logits from before its step. Departure: constants of ETA for CIFAR-10, not for ImageNet.
 
-use super::competitor::{Competitor, Context, Setting};
-use super::eata::Eata;
+use super::competitor::{ByNorm, Competitor, Context, Setting};
+use super::eata::{Choices, Eata};
 use crate::learner::AdaptError;
 
 /// Windows from one reset to the next.
 const RESET_WINDOWS: u32 = 1000;
+/// Published for ETA, for CIFAR-10: 0.005; 0.4.
+const CHOICES: Choices = Choices {
+    learning_rates: ByNorm { layer_norm: 0.005, batch_norm: 0.005 },
+    entropy_margins: ByNorm { layer_norm: 0.4, batch_norm: 0.4 },
+};
 
 pub struct Rdumb {
     eata: Eata,
@@ -17,7 +22,7 @@ pub struct Rdumb {
 
 impl Rdumb {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
-        Ok(Self { eata: Eata::without_fisher(setting)?, windows: 0 })
+        Ok(Self { eata: Eata::without_fisher(setting, CHOICES)?, windows: 0 })
     }
 }
 

@@ -3,19 +3,18 @@
 //! `classification/methods/roid.py`, `classification/conf.py`, `classification/cfgs/cifar10_c/roid.yaml`).
 //!
 //! Answers with the logits from before its step, times the prior: logits and not probabilities, as in `roid.py`.
-//! Departures: the augmentations are CoTTA's whole set; where all frames of a window weigh alike, they weigh 1, where
-//! `roid.py` divides by nothing.
+//! Departure: where all frames of a window weigh alike, they weigh 1, where `roid.py` divides by nothing.
 
-use super::augment::jittered_window;
-use super::competitor::{Competitor, Context, Setting};
+use super::augment::{Jitter, jittered_window};
+use super::competitor::{ByNorm, Competitor, Context, Setting};
 use super::losses::{cosine, entropy, mean, moving_average, scaled, soft_likelihood_ratio, symmetric_cross_entropy};
 use super::student::Student;
 use crate::learner::objective::{argmax, softmax};
 use crate::learner::{AdaptError, OptimizerConfig, TrainablePart, accumulate};
 use crate::model::ImageShape;
 
-/// Of Adam; `roid.yaml`.
-const LEARNING_RATE: f32 = 1e-3;
+/// Of Adam; published: 1e-3 (`roid.yaml`).
+const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 1e-3, batch_norm: 1e-3 };
 /// Share of the way back to the source that each window takes; 1 - `MOMENTUM_SRC`.
 const SOURCE_PULL: f32 = 0.01;
 /// Of the mean of probabilities; `MOMENTUM_PROBS`.
@@ -34,7 +33,7 @@ impl Roid {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
         let classes = setting.classes();
         Ok(Self {
-            student: setting.student(TrainablePart::Norms, OptimizerConfig::ADAM_W, LEARNING_RATE)?,
+            student: setting.student(TrainablePart::Norms, OptimizerConfig::ADAM_W, LEARNING_RATES)?,
             image: setting.image(),
             mean_probabilities: vec![1.0 / classes as f64; classes],
         })
@@ -56,7 +55,7 @@ impl Competitor for Roid {
         let kept: Vec<usize> = (0..weights.len()).filter(|&n| weights[n] > 0.0).collect();
         let elements = self.image.elements();
         let kept_images: Vec<f32> = kept.iter().flat_map(|&n| &images[n * elements..(n + 1) * elements]).copied().collect();
-        let augmented = jittered_window(&kept_images, self.image, |position| context.key("roid", position));
+        let augmented = jittered_window(&kept_images, self.image, Jitter::Roid, context.key("roid", 0));
         let augmented = self.student.forward(&augmented, &mut context.passes)?;
         let rows = rows(&forward.logits, &augmented.logits, &weights, &kept);
         let mut gradients = self.student.gradients(&forward, &rows.plain, &mut context.passes)?;

@@ -5,8 +5,8 @@
 //! Answers with the teacher's logits from before the step. Batch norm, where the model has it, is the paper's robust one:
 //! student and teacher each serve with statistics that follow those of the memory.
 
-use super::augment::jittered_window;
-use super::competitor::{Competitor, Context, Setting};
+use super::augment::{Jitter, jittered_window};
+use super::competitor::{ByNorm, Competitor, Context, Setting};
 use super::losses::scaled;
 use super::memory::Memory;
 use super::student::{Student, Teacher};
@@ -14,8 +14,8 @@ use crate::learner::objective::{argmax, cross_entropy, entropy, softmax};
 use crate::learner::{AdaptError, OptimizerConfig, TrainablePart};
 use crate::model::{ImageShape, NormStatistics};
 
-/// Of Adam; `rotta.yaml`.
-const LEARNING_RATE: f32 = 1e-3;
+/// Of Adam; published: 1e-3 (`rotta.yaml`).
+const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 1e-3, batch_norm: 1e-3 };
 /// Share of its way to the student that the teacher takes; `NU`.
 const TEACHER_PACE: f32 = 0.001;
 /// Share of their way to the memory's that statistics of batch norm take at each step; `ALPHA`.
@@ -38,7 +38,7 @@ pub struct Rotta {
 
 impl Rotta {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
-        let student = setting.student(TrainablePart::Norms, OptimizerConfig::ADAM_W, LEARNING_RATE)?;
+        let student = setting.student(TrainablePart::Norms, OptimizerConfig::ADAM_W, LEARNING_RATES)?;
         Ok(Self {
             student: student.with_statistics(STATISTICS),
             teacher: setting.teacher(TrainablePart::Norms, TEACHER_PACE)?,
@@ -51,7 +51,7 @@ impl Rotta {
     /// One step on the memory: the student sees it augmented, the teacher as it is.
     fn step(&mut self, context: &mut Context) -> Result<(), AdaptError> {
         let images: Vec<f32> = self.memory.items().flat_map(|item| item.image.iter().copied()).collect();
-        let augmented = jittered_window(&images, self.image, |position| context.key("rotta", position));
+        let augmented = jittered_window(&images, self.image, Jitter::Cotta, context.key("rotta", 0));
         let lessons = self.teacher.logits_with(&images, STATISTICS, &mut context.passes)?;
         let forward = self.student.forward(&augmented, &mut context.passes)?;
         let shares = self.memory.items().map(|item| self.memory.timeliness(item) / lessons.len() as f64);

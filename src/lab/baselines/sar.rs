@@ -2,18 +2,20 @@
 //! collapses (arXiv 2302.12400; mr-eggplant/SAR, `sar.py`, `sam.py`, `main.py`).
 //!
 //! Answers with the logits from before its step. The norms of the last stage, or of the last quarter of the blocks and after
-//! them, stay as they are. Departures: a reset forgets the average of the loss, as in the paper (in `sar.py` the old average
-//! comes back, and resets again); a window without a sure frame is skipped, where `sar.py` takes a mean of nothing.
+//! them, stay as they are. A window without a sure frame has no gradient, and momentum alone moves the weights. Departure: a
+//! reset forgets the average of the loss, as in the paper (in `sar.py` the old average comes back, and resets again).
 
-use super::competitor::{Competitor, Context, Setting};
+use super::competitor::{ByNorm, Competitor, Context, Setting};
 use super::losses::{entropy, scaled};
 use super::student::{Student, Weights};
 use crate::learner::objective::argmax;
 use crate::learner::{AdaptError, Forward, Gradients, OptimizerConfig, TrainablePart};
 use crate::model::ClassifierConfig;
 
-/// Of SGD, for each frame of a window; `main.py`, vision transformers.
-const LEARNING_RATE_PER_FRAME: f32 = 0.001 / 64.0;
+/// Of SGD, in windows of 16; published, for those: 2.5e-4 for vision transformers, 1.25e-4 for batch norm (`main.py`).
+const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 2.5e-3, batch_norm: 1.25e-4 };
+/// Entropy above which a frame is ignored, as a share of the largest; published: 0.4.
+const ENTROPY_MARGINS: ByNorm<f64> = ByNorm { layer_norm: 0.4, batch_norm: 0.4 };
 const MOMENTUM: f32 = 0.9;
 /// Radius of the neighbourhood; `sam.py`.
 const RHO: f64 = 0.05;
@@ -33,11 +35,13 @@ pub struct Sar {
 
 impl Sar {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
-        let learning_rate = LEARNING_RATE_PER_FRAME * setting.window as f32;
+        // As published, in proportion to the window.
+        let scale = setting.window as f32 / 16.0;
+        let rates = ByNorm { layer_norm: scale * LEARNING_RATES.layer_norm, batch_norm: scale * LEARNING_RATES.batch_norm };
         Ok(Self {
-            student: setting.student(TrainablePart::Norms, OptimizerConfig::Sgd { momentum: MOMENTUM }, learning_rate)?,
+            student: setting.student(TrainablePart::Norms, OptimizerConfig::Sgd { momentum: MOMENTUM }, rates)?,
             classifier: setting.bundle.classifier_config,
-            entropy_margin: setting.entropy_margin(),
+            entropy_margin: setting.entropy_margin(ENTROPY_MARGINS),
             average_loss: None,
         })
     }
@@ -50,30 +54,26 @@ impl Sar {
         Ok(gradients)
     }
 
-    /// Steps from `weights` along the gradient at the worst weights nearby, over those of the frames `sure` that are still
-    /// sure there.
+    /// Steps along the gradient at the worst weights nearby, over those of the frames `sure` that are still sure there.
     fn step_sharp(&mut self, images: &[f32], sure: &[bool], gradients: &Gradients, context: &mut Context) -> Result<(), AdaptError> {
         let weights = self.student.weights()?;
         self.student.set_weights(&worst_nearby(&weights, gradients))?;
         let forward = self.student.forward(images, &mut context.passes)?;
         let still: Vec<bool> = forward.logits.iter().zip(sure).map(|(z, &sure)| sure && entropy(z).loss < self.entropy_margin).collect();
-        let sharp = match mean_entropy(&forward.logits, &still) {
-            Some((loss, rows)) => Some((loss, self.gradients(&forward, &rows, context)?)),
-            None => None,
-        };
+        let (loss, rows) = mean_entropy(&forward.logits, &still);
+        let gradients = self.gradients(&forward, &rows, context)?;
         self.student.set_weights(&weights)?;
-        if let Some((loss, gradients)) = sharp {
-            self.student.step(&gradients)?;
-            self.recover(loss)?;
+        self.student.step(&gradients)?;
+        if let Some(loss) = loss {
+            let average = self.average_loss.map_or(loss, |average| LOSS_MOMENTUM * average + (1.0 - LOSS_MOMENTUM) * loss);
+            self.average_loss = Some(average);
         }
-        Ok(())
+        self.recover()
     }
 
     /// Starts again where the average of the loss says that the model has collapsed.
-    fn recover(&mut self, loss: f64) -> Result<(), AdaptError> {
-        let average = self.average_loss.map_or(loss, |average| LOSS_MOMENTUM * average + (1.0 - LOSS_MOMENTUM) * loss);
-        self.average_loss = Some(average);
-        if average < RESET_ENTROPY {
+    fn recover(&mut self) -> Result<(), AdaptError> {
+        if self.average_loss.is_some_and(|average| average < RESET_ENTROPY) {
             self.average_loss = None;
             self.student.reset()?;
         }
@@ -85,10 +85,9 @@ impl Competitor for Sar {
     fn answer(&mut self, images: &[f32], context: &mut Context) -> Result<Vec<usize>, AdaptError> {
         let forward = self.student.forward(images, &mut context.passes)?;
         let sure: Vec<bool> = forward.logits.iter().map(|logits| entropy(logits).loss < self.entropy_margin).collect();
-        if let Some((_, rows)) = mean_entropy(&forward.logits, &sure) {
-            let gradients = self.gradients(&forward, &rows, context)?;
-            self.step_sharp(images, &sure, &gradients, context)?;
-        }
+        let (_, rows) = mean_entropy(&forward.logits, &sure);
+        let gradients = self.gradients(&forward, &rows, context)?;
+        self.step_sharp(images, &sure, &gradients, context)?;
         Ok(forward.logits.iter().map(|logits| argmax(logits)).collect())
     }
 }
@@ -104,12 +103,9 @@ fn worst_nearby(weights: &Weights, gradients: &Gradients) -> Weights {
     weights.iter().map(perturbed).collect()
 }
 
-/// Mean entropy of the frames that `is_counted`, and its gradient by the logits of all; none if no frame is.
-fn mean_entropy(logits: &[Vec<f64>], is_counted: &[bool]) -> Option<(f64, Vec<Vec<f64>>)> {
+/// Mean entropy of the frames that `is_counted`, none if no frame is, and its gradient by the logits of all.
+fn mean_entropy(logits: &[Vec<f64>], is_counted: &[bool]) -> (Option<f64>, Vec<Vec<f64>>) {
     let count = is_counted.iter().filter(|is| **is).count();
-    if count == 0 {
-        return None;
-    }
     let mut mean = 0.0;
     let row = |(logits, is_counted): (&Vec<f64>, &bool)| {
         let share = if *is_counted { 1.0 / count as f64 } else { 0.0 };
@@ -118,7 +114,7 @@ fn mean_entropy(logits: &[Vec<f64>], is_counted: &[bool]) -> Option<(f64, Vec<Ve
         scaled(&entropy.logit_gradient, share)
     };
     let rows = logits.iter().zip(is_counted).map(row).collect();
-    Some((mean, rows))
+    ((count > 0).then_some(mean), rows)
 }
 
 #[cfg(test)]
@@ -138,7 +134,7 @@ mod tests {
         let (images, mut context, by_hand) = (images(4, 1), Context::default(), &other.student);
         let mut gradient = || {
             let forward = by_hand.forward(&images, &mut context.passes).expect("a pass");
-            let (_, rows) = mean_entropy(&forward.logits, &[true; 4]).expect("frames");
+            let (_, rows) = mean_entropy(&forward.logits, &[true; 4]);
             other.gradients(&forward, &rows, &mut context).expect("gradients")
         };
         let worst = worst_nearby(by_hand.source(), &gradient());
@@ -163,12 +159,30 @@ mod tests {
         let stage = Stage::new();
         let mut sar = sar(&stage);
         sar.answer(&images(4, 1), &mut Context::default()).expect("answers");
-        sar.average_loss = Some(0.3);
-        sar.recover(0.0).expect("weights");
+        sar.average_loss = Some(0.27);
+        sar.recover().expect("weights");
         assert_ne!(&sar.student.weights().expect("weights"), sar.student.source(), "an average of 0.27 is no collapse");
-        sar.average_loss = Some(0.21);
-        sar.recover(0.0).expect("weights");
+        sar.average_loss = Some(0.19);
+        sar.recover().expect("weights");
         assert_eq!(&sar.student.weights().expect("weights"), sar.student.source());
         assert_eq!(sar.average_loss, None);
+    }
+
+    #[test]
+    fn without_a_sure_frame_momentum_alone_moves_the_weights() {
+        let stage = Stage::new();
+        let mut sar = sar(&stage);
+        let weights = |sar: &Sar| sar.student.weights().expect("weights");
+        let start = weights(&sar);
+        sar.answer(&images(4, 1), &mut Context::default()).expect("answers");
+        let first = weights(&sar);
+        sar.entropy_margin = 0.0;
+        sar.answer(&images(4, 2), &mut Context::default()).expect("answers");
+        for (name, second) in weights(&sar) {
+            for ((second, first), start) in second.iter().zip(&first[&name]).zip(&start[&name]) {
+                // In f32, of values up to 2.
+                assert!((second - first - MOMENTUM * (first - start)).abs() < 1e-6, "{name}: {start}, {first}, {second}");
+            }
+        }
     }
 }
