@@ -16,7 +16,7 @@ use crate::learner::objective::{argmax, softmax};
 use crate::learner::{AdaptError, Judge, OptimizerConfig, TrainablePart};
 
 /// Of Adam; published: 1e-5, for all classifiers.
-const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 1e-5, batch_norm: 1e-5 };
+const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 3e-5, batch_norm: 3e-5 };
 /// Of 1000; table 6.
 const TIMESTEP: u32 = 100;
 /// Candidates by probability and by draw.

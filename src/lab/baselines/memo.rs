@@ -14,7 +14,7 @@ use crate::learner::{AdaptError, OptimizerConfig, TrainablePart};
 use crate::model::{ImageShape, NormStatistics};
 
 /// Of SGD; published: 0.005 (`test_adapt.py`, `lr`).
-const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 0.005, batch_norm: 0.005 };
+const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 0.015, batch_norm: 0.005 };
 /// Images that the source's statistics of batch norm count as, against one; `test_adapt.py`, `prior_strength`.
 const PRIOR_STRENGTH: f32 = 16.0;
 /// `test_adapt.py`, `batch_size`.
