@@ -6,6 +6,8 @@
 //! Invariant: all text of the record goes through maud, which escapes it.
 
 mod chart;
+mod curve;
+mod panel;
 mod svg;
 
 use crate::lab::summary::{DomainSummary, RunRecord, Summary, WINDOW_FRAMES, count, percent, points, spoken};

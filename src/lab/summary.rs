@@ -77,12 +77,13 @@ pub struct DomainSummary {
 impl Summary {
     pub fn new(run: &RunRecord) -> Self {
         let total = Tally::of(&run.points);
+        let hits: Vec<_> = run.points.iter().map(|point| (point.source_hit, point.adapted_hit)).collect();
         Self {
             frames: total.frames,
             source_accuracy: total.source_accuracy(),
             adapted_accuracy: total.adapted_accuracy(),
             window_frames: WINDOW_FRAMES,
-            worst_window_delta: worst_window_delta(&run.points, WINDOW_FRAMES),
+            worst_window_delta: worst_window_delta(&hits, WINDOW_FRAMES),
             frames_per_second: run.frames_per_second,
             seed: run.seed,
             domains: domains(&run.points),
@@ -179,13 +180,16 @@ fn domains(points: &[FramePoint]) -> Vec<DomainSummary> {
     tallies.into_iter().map(summary).collect()
 }
 
-fn worst_window_delta(points: &[FramePoint], window_frames: usize) -> f64 {
-    let (first, rest) = points.split_at(window_frames.min(points.len()));
-    let mut window = Tally::of(first);
+/// The least adapted minus source accuracy over any `window_frames` frames in a row (over all, if there are fewer); each pair is (source
+/// hit, adapted hit).
+pub fn worst_window_delta(hits: &[(bool, bool)], window_frames: usize) -> f64 {
+    let (first, rest) = hits.split_at(window_frames.min(hits.len()));
+    let mut window = Tally::default();
+    first.iter().for_each(|&(source, adapted)| window.add(source, adapted));
     let mut worst = window.gain();
-    for (old, new) in points.iter().zip(rest) {
-        window.remove(old.source_hit, old.adapted_hit);
-        window.add(new.source_hit, new.adapted_hit);
+    for (old, new) in hits.iter().zip(rest) {
+        window.remove(old.0, old.1);
+        window.add(new.0, new.1);
         worst = worst.min(window.gain());
     }
     worst
@@ -243,19 +247,17 @@ mod tests {
     #[test]
     fn worst_window_is_the_least_over_all_windows() {
         // Deltas by frame: +1 -1 -1 0 +1; windows of 3: -1, -2, 0.
-        let points = frames("fog", [WON, LOST, LOST, NEITHER, WON]);
-        assert_eq!(worst_window_delta(&points, 3), -2.0 / 3.0);
+        assert_eq!(worst_window_delta(&[WON, LOST, LOST, NEITHER, WON], 3), -2.0 / 3.0);
     }
 
     #[test]
     fn worst_window_of_a_short_run_is_the_whole_run() {
-        let points = frames("fog", [WON, LOST, WON, BOTH]);
-        assert_eq!(worst_window_delta(&points, 500), 0.25);
+        assert_eq!(worst_window_delta(&[WON, LOST, WON, BOTH], 500), 0.25);
     }
 
     #[test]
     fn worst_window_may_be_a_gain() {
-        assert_eq!(worst_window_delta(&frames("fog", [WON; 9]), 3), 1.0);
+        assert_eq!(worst_window_delta(&[WON; 9], 3), 1.0);
     }
 
     #[test]

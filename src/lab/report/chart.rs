@@ -4,9 +4,10 @@
 //! in classes, never in colours: the page colours it by its own style sheet, a standalone file by the one it carries.
 //! Text keeps its size, so that a phone gets a picture of its own ([`NARROW`]) instead of a wide one made small.
 
+use super::curve::{column_means, columns, moving_average};
+use super::panel::{LINE, Panel, coordinate, px, tenths, text_width, whole_percent};
 use super::svg::{self, Point, Scale};
 use crate::lab::summary::{FramePoint, RunRecord, Tally, percent, points as signed, spoken};
-use indicatif::HumanFloatCount;
 use maud::{Markup, html};
 
 /// Sizes in SVG user units.
@@ -28,10 +29,6 @@ pub struct Chart {
     pub height: f64,
 }
 
-/// Height of a line of text.
-const LINE: f64 = 14.0;
-/// Mean width of a glyph at the size of the labels.
-const GLYPH: f64 = 6.4;
 /// Between panels.
 const GAP: f64 = 20.0;
 /// Bands thinner than this are left out: a stream that mixes its corruptions has one for each frame.
@@ -46,43 +43,23 @@ pub fn stream_chart(run: &RunRecord, layout: &Layout) -> Chart {
     let bands = bands(points, x);
     let names = BandNames::fit(&bands);
     let plot = Panel { x, top: names.height(), bottom: names.height() + layout.plot };
-    let gate = plot.below(layout.strip);
-    let drift = gate.below(layout.strip);
+    let gate = below(&plot, layout.strip);
+    let drift = below(&gate, layout.strip);
     let body = html! {
         (shade(&bands, drift.bottom))
         (names.draw(&bands))
         (accuracies(&plot, run))
-        (strip(&gate, "gate", &column_means(points, |point| point.reliability)))
+        (strip(&gate, "gate", &column_means(points, |point| point.reliability.map(f64::from))))
         (strip(&drift, "drift", &drift_curve(points)))
-        (frame_axis(&drift, layout.x_ticks))
+        (drift.frame_axis(layout.x_ticks))
         (tips(&bands, drift.bottom))
     };
     Chart { body, height: drift.bottom + 2.0 * LINE + 8.0 }
 }
 
-/// A plot area; its x scale is that of all.
-struct Panel {
-    x: Scale,
-    top: f64,
-    bottom: f64,
-}
-
-impl Panel {
-    fn below(&self, height: f64) -> Self {
-        Self { x: self.x, top: self.bottom + GAP, bottom: self.bottom + GAP + height }
-    }
-
-    fn left(&self) -> f64 {
-        self.x.coordinates().0
-    }
-
-    fn right(&self) -> f64 {
-        self.x.coordinates().1
-    }
-
-    fn place(&self, y: Scale, curve: &[Point]) -> Vec<Point> {
-        curve.iter().map(|(frame, value)| (self.x.at(*frame), y.at(*value))).collect()
-    }
+/// A panel under another.
+fn below(panel: &Panel, height: f64) -> Panel {
+    Panel { x: panel.x, top: panel.bottom + GAP, bottom: panel.bottom + GAP + height }
 }
 
 /// Consecutive frames of one corruption.
@@ -200,57 +177,22 @@ fn accuracies(panel: &Panel, run: &RunRecord) -> Markup {
     let average = |value: fn(&FramePoint) -> f64| moving_average(&run.points, run.average_frames, value);
     let source = average(|point| f64::from(u8::from(point.source_hit)));
     let adapted = average(|point| f64::from(u8::from(point.adapted_hit)));
-    let estimated = column_means(&run.points, |point| point.estimated);
+    let estimated = column_means(&run.points, |point| point.estimated.map(f64::from));
     let all = || source.iter().chain(&adapted).chain(&estimated).map(|(_, value)| *value);
-    let low = all().min_by(f64::total_cmp).map_or(0.0, |least| (10.0 * (least - 0.02)).floor() / 10.0);
-    let high = all().max_by(f64::total_cmp).map_or(1.0, |most| (10.0 * most).ceil() / 10.0);
-    let y = Scale::new(low.max(0.0)..=high, (panel.bottom, panel.top));
+    let (low, high) = tenths(all());
+    let y = Scale::new(low..=high, (panel.bottom, panel.top));
     let [source, adapted, estimated] = [source, adapted, estimated].map(|curve| panel.place(y, &curve));
     let bound = |pick: fn(f64, f64) -> f64| -> Vec<Point> {
         adapted.iter().zip(&source).map(|((x, adapted), (_, source))| (*x, pick(*adapted, *source))).collect()
     };
     html! {
-        (value_axis(panel, y))
+        (panel.value_axis(y, whole_percent))
         path.gain-area d=(svg::area(&bound(f64::min), &source)) {}
         path.harm-area d=(svg::area(&bound(f64::max), &source)) {}
         path.line.estimated d=(svg::line(&estimated)) {}
         path.line.source d=(svg::line(&source)) {}
         path.line.adapted d=(svg::line(&adapted)) {}
-        (line_ends(panel, [("source", &source), ("adapted", &adapted), ("estimated", &estimated)]))
-    }
-}
-
-/// Names the lines at their right ends, instead of in a legend.
-fn line_ends(panel: &Panel, lines: [(&'static str, &[Point]); 3]) -> Markup {
-    let mut ends: Vec<_> = lines.iter().filter_map(|(name, line)| Some((*name, line.last()?.1))).collect();
-    ends.sort_by(|one, other| one.1.total_cmp(&other.1));
-    let mut ys: Vec<f64> = ends.iter().map(|(_, y)| *y).collect();
-    svg::spread(&mut ys, LINE, panel.bottom);
-    html! {
-        @for ((name, _), y) in ends.iter().zip(ys) {
-            text.end.(name) x=(px(panel.right() + 6.0)) y=(px(y + 4.0)) { (name) }
-        }
-    }
-}
-
-fn value_axis(panel: &Panel, y: Scale) -> Markup {
-    html! {
-        @for tick in y.ticks(6.0) {
-            line.grid x1=(px(panel.left())) x2=(px(panel.right())) y1=(px(y.at(tick))) y2=(px(y.at(tick))) {}
-            text.tick.right x=(px(panel.left() - 6.0)) y=(px(y.at(tick) + 4.0)) { (format!("{:.0}\u{a0}%", 100.0 * tick)) }
-        }
-    }
-}
-
-fn frame_axis(panel: &Panel, ticks_max: f64) -> Markup {
-    let baseline = panel.bottom + LINE + 2.0;
-    let ticks = panel.x.ticks(ticks_max);
-    html! {
-        @for tick in ticks.iter().filter(|tick| tick.fract() == 0.0) {
-            line.grid x1=(px(panel.x.at(*tick))) x2=(px(panel.x.at(*tick))) y1=(px(panel.bottom)) y2=(px(panel.bottom + 4.0)) {}
-            text.tick.mid x=(px(panel.x.at(*tick))) y=(px(baseline)) { (HumanFloatCount(*tick)) }
-        }
-        text.tick.right x=(px(panel.left() - 8.0)) y=(px(baseline)) { "frame" }
+        (panel.line_ends(&[("source", "source", &source), ("adapted", "adapted", &adapted), ("estimated", "estimated", &estimated)]))
     }
 }
 
@@ -270,52 +212,7 @@ fn strip(panel: &Panel, name: &'static str, curve: &[Point]) -> Markup {
     }
 }
 
-/// Columns that a curve is drawn with: about two user units each on a wide page.
-const COLUMNS: usize = 480;
-
-/// At evenly spread frames, the mean of `value` over the `window` frames around (fewer at the ends of the stream).
-fn moving_average(points: &[FramePoint], window: usize, value: fn(&FramePoint) -> f64) -> Vec<Point> {
-    let mut sums = vec![0.0];
-    sums.extend(points.iter().scan(0.0, |sum, point| {
-        *sum += value(point);
-        Some(*sum)
-    }));
-    let mean = |at: usize| {
-        let (start, end) = (at.saturating_sub(window / 2), (at + window.div_ceil(2).max(1)).min(points.len()));
-        (coordinate(at), (sums[end] - sums[start]) / coordinate(end - start))
-    };
-    let stride = points.len().div_ceil(COLUMNS).max(1);
-    (0..points.len()).step_by(stride).chain(points.len().checked_sub(1)).map(mean).collect()
-}
-
-/// Means over the frames of each column; columns that know nothing are left out, and values that are no numbers.
-fn column_means(points: &[FramePoint], value: fn(&FramePoint) -> Option<f32>) -> Vec<Point> {
-    columns(points, |column| {
-        let known: Vec<f64> = column.iter().filter_map(value).filter(|value| value.is_finite()).map(f64::from).collect();
-        (!known.is_empty()).then(|| known.iter().sum::<f64>() / coordinate(known.len()))
-    })
-}
-
 /// The highest score of each column: a short alarm must not be averaged away.
 fn drift_curve(points: &[FramePoint]) -> Vec<Point> {
     columns(points, |column| column.iter().map(|point| f64::from(point.drift)).filter(|score| score.is_finite()).max_by(f64::total_cmp))
-}
-
-fn columns(points: &[FramePoint], value: impl Fn(&[FramePoint]) -> Option<f64>) -> Vec<Point> {
-    let stride = points.len().div_ceil(COLUMNS).max(1);
-    let starts = (0..points.len()).step_by(stride);
-    starts.zip(points.chunks(stride)).filter_map(|(start, column)| Some((coordinate(start), value(column)?))).collect()
-}
-
-fn text_width(text: &str) -> f64 {
-    GLYPH * coordinate(text.chars().count())
-}
-
-/// A count on an axis; counts of frames are far below 2^53.
-fn coordinate(count: usize) -> f64 {
-    count as f64
-}
-
-fn px(coordinate: f64) -> String {
-    format!("{coordinate:.1}")
 }
