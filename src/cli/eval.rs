@@ -1,30 +1,53 @@
 //! `undrift eval`: methods side by side on labelled frames.
 
+mod suite;
+
 use super::source::{LabelledPayload, SourceArguments};
 use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::decode::{self, Limits, Message};
 use crate::frame::{Frame, FrameSeq};
 use crate::lab::baselines::Tuning;
+use crate::lab::corruptions::Table;
+use crate::lab::dataset::Labelled;
 use crate::lab::dataset::{self, Split};
-use crate::lab::methods::{self, Answers, Method, Score, Trial};
+use crate::lab::methods::{self, Answers, COMPETITOR_WINDOW, Method, Score, Trial};
 use crate::lab::streams::Calibration;
 use crate::learner::Classifier;
 use crate::model::ImageShape;
 use crate::shell::bundle_reader::read_bundle;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use suite::SuiteArguments;
+
+/// Shown below the help.
+const EXAMPLES: &str = "\
+Examples:
+  Two methods on one stream:
+    undrift eval --stream continual --length 3750 --methods source,undrift
+  A first look at every stream and every quick method, in minutes, with results/report.html:
+    undrift eval --suite quick
+  The published comparison. It may be stopped at any time, and goes on where it was:
+    undrift eval --suite full --seeds 5
+  Some cells of it again, and the report with all that there is:
+    rm results/*-undrift.json; undrift eval --suite full --seeds 5 --methods undrift
+  The figures and the report alone:
+    undrift eval --suite full --seeds 5 --report-only --json -";
 
 #[derive(Args)]
+#[command(after_help = EXAMPLES, mut_arg("frames", |frames| frames.required_unless_present("suite")))]
 pub struct Eval {
     #[command(flatten)]
     source: SourceArguments,
-    /// Methods, separated by commas
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["source", "undrift"])]
+    /// Methods, separated by commas [default: source,undrift; with --suite, its own]
+    #[arg(long, value_enum, value_delimiter = ',')]
     methods: Vec<Method>,
+    #[command(flatten)]
+    suite: SuiteArguments,
     #[command(flatten)]
     tuning: Tuning,
     /// Folder of the four Fashion-MNIST files, whose training images EATA looks at first
@@ -41,32 +64,46 @@ pub struct Eval {
     sets: Vec<String>,
 }
 
+/// What is compared without a list of methods.
+const METHODS: [Method; 2] = [Method::Source, Method::Undrift];
+
 const BAR: &str = "{msg:>20} {bar:30} {pos}/{len} {per_sec} {eta} left";
 
 pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
+    match eval.suite.suite {
+        Some(suite) => suite::run(eval, suite),
+        None => compare(eval),
+    }
+}
+
+/// Methods on the frames of one folder or stream.
+fn compare(eval: &Eval) -> Result<(), Box<dyn Error>> {
+    let methods = if eval.methods.is_empty() { METHODS.as_slice() } else { &eval.methods };
     let mut config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
     config.adapt.window = eval.source.window().unwrap_or(config.adapt.window);
     let bundle = read_bundle(&config)?;
     if let Some(path) = eval.source.missing_calibration() {
-        let calibration = calibrate(&eval.source, &bundle)?;
+        let calibration = calibrate(&bundle, &eval.source.calibration_images()?, eval.source.table(), eval.source.seed())?;
         std::fs::write(path, serde_json::to_string_pretty(&calibration)?).map_err(|error| format!("file {}: {error}", path.display()))?;
     }
     let payloads = eval.source.load()?;
     let runs = runs(decoded(&payloads, &config, &bundle)?, &payloads);
-    let source_images = match eval.methods.contains(&Method::Eata) {
+    let source_images = match methods.contains(&Method::Eata) {
         true => source_images(&eval.source_images, bundle.classifier_config.image())?,
         false => Vec::new(),
     };
     let trial = Trial {
         bundle: &bundle,
         config: &config.adapt,
+        window: eval.source.window().unwrap_or(COMPETITOR_WINDOW),
         frames: &[],
         seed: eval.source.seed(),
         source_images: &source_images,
         tuning: eval.tuning,
+        clock: methods::wall_seconds,
     };
     let mut scores = BTreeMap::new();
-    for &method in &eval.methods {
+    for &method in methods {
         let bar = ProgressBar::new(payloads.len() as u64).with_message(method.name());
         bar.set_style(ProgressStyle::with_template(BAR)?);
         let mut answers = Answers::default();
@@ -77,27 +114,31 @@ pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
         bar.finish();
         scores.insert(method.name(), score);
     }
-    let json = serde_json::to_string_pretty(&serde_json::json!({ "methods": scores }))?;
+    say(eval, &serde_json::json!({ "methods": scores }), &table(&scores))
+}
+
+/// The result as JSON where it was asked for, and as text where that leaves standard output free.
+fn say(eval: &Eval, result: &impl Serialize, text: &str) -> Result<(), Box<dyn Error>> {
+    let json = serde_json::to_string_pretty(result)?;
     match &eval.json {
         Some(path) if path.as_os_str() == "-" => println!("{json}"),
         Some(path) => {
             std::fs::write(path, json).map_err(|error| format!("file {}: {error}", path.display()))?;
-            print!("{}", table(&scores));
+            print!("{text}");
         }
-        None => print!("{}", table(&scores)),
+        None => print!("{text}"),
     }
     Ok(())
 }
 
-/// The source's accuracies that `ccc` needs.
-fn calibrate(source: &SourceArguments, bundle: &Bundle) -> Result<Calibration, Box<dyn Error>> {
+/// The source's accuracies on `images` that `ccc` needs.
+fn calibrate(bundle: &Bundle, images: &[Labelled], table: Table, seed: u64) -> Result<Calibration, Box<dyn Error>> {
     let classifier = Classifier::frozen(&bundle.classifier_config, bundle.classifier.clone())?;
-    let images = source.calibration_images()?;
     let bar = ProgressBar::new(Calibration::scenes().len() as u64).with_message("calibration");
     bar.set_style(ProgressStyle::with_template(BAR)?);
     let calibration = Calibration::measure(|scene| {
         bar.inc(1);
-        methods::source_accuracy(&classifier, scene, &images, source.table(), source.seed())
+        methods::source_accuracy(&classifier, scene, images, table, seed)
     });
     bar.finish();
     Ok(calibration?)

@@ -2,7 +2,7 @@
 
 use crate::frame::Image;
 use crate::lab::corruptions::{Severity, Table};
-use crate::lab::dataset::{self, Labelled, Split};
+use crate::lab::dataset::{self, DatasetError, Labelled, Split};
 use crate::lab::folder;
 use crate::lab::streams::{Calibration, Plan, Playback, Request, Stream, Walk};
 use clap::Args;
@@ -92,6 +92,11 @@ impl SourceArguments {
         Ok(images.map(|Labelled { image, label }| Labelled { image: dataset::pad(&image, STREAM_SIDE), label }).collect())
     }
 
+    /// What named streams show.
+    pub fn test_images(&self) -> Result<Vec<Labelled>, DatasetError> {
+        dataset::load(&self.data, Split::Test)
+    }
+
     pub fn table(&self) -> Table {
         self.table
     }
@@ -123,7 +128,7 @@ impl SourceArguments {
             visits: usize::from(self.visits),
             walk: calibration.as_ref().map(|calibration| Walk { calibration, source_accuracy }),
         };
-        let images = dataset::load(&self.data, Split::Test)?;
+        let images = self.test_images()?;
         let plan = Plan::new(stream, &request, &images)?;
         let playback = Playback { plan: &plan, images: &images, table: self.table, side: STREAM_SIDE };
         let payload = |index| {

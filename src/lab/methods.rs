@@ -16,6 +16,7 @@ use crate::prediction::Prediction;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::time::Instant;
 
 /// Something that answers frames.
@@ -93,6 +94,8 @@ pub struct Score {
 pub struct Trial<'a> {
     pub bundle: &'a Bundle,
     pub config: &'a AdaptConfig,
+    /// Frames of a competitor's window; that of this daemon is configured.
+    pub window: usize,
     /// In order, all of them labelled.
     pub frames: &'a [Frame],
     pub seed: u64,
@@ -100,13 +103,22 @@ pub struct Trial<'a> {
     pub source_images: &'a [f32],
     /// Of the competitors.
     pub tuning: Tuning,
+    /// Seconds since a moment that stays the same: of the wall, or of this thread's work.
+    pub clock: fn() -> f64,
 }
+
+/// Frames of a competitor's window where the stream does not ask for another: so that steps are as frequent as may be, and the entropies
+/// and statistics of a window are still of more than a few frames.
+pub const COMPETITOR_WINDOW: usize = 16;
 
 /// What a method said of the frames of a trial, and what that cost.
 #[derive(Clone, Debug, Default)]
 pub struct Answers {
     /// Whether the answer was right, by frame.
     pub hits: Vec<bool>,
+    /// Accuracy without labels as of the last window that was judged before the answer, 0..=1, by frame: not a number before the first
+    /// window, empty for methods that estimate none.
+    pub estimates: Vec<f64>,
     pub seconds: f64,
     pub passes: Passes,
 }
@@ -115,6 +127,7 @@ impl Answers {
     /// Those of the same method on the frames that follow.
     pub fn append(&mut self, next: Self) {
         self.hits.extend(next.hits);
+        self.estimates.extend(next.estimates);
         self.seconds += next.seconds;
         self.passes += next.passes;
     }
@@ -135,6 +148,12 @@ impl Answers {
     }
 }
 
+/// The clock of a run that has the machine to itself.
+pub fn wall_seconds() -> f64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_secs_f64()
+}
+
 /// Runs `method` over the frames of `trial`; calls `shown` after each.
 ///
 /// # Errors
@@ -145,7 +164,7 @@ pub fn evaluate(method: Method, trial: &Trial, shown: impl Fn()) -> Result<Answe
     }
     let setting = Setting {
         bundle: trial.bundle,
-        window: trial.config.window,
+        window: trial.window,
         timesteps: &trial.config.timesteps,
         source_images: trial.source_images,
         tuning: trial.tuning,
@@ -170,7 +189,7 @@ pub fn evaluate(method: Method, trial: &Trial, shown: impl Fn()) -> Result<Answe
 }
 
 fn source(trial: &Trial, shown: impl Fn()) -> Result<Answers, SessionError> {
-    let started = Instant::now();
+    let started = (trial.clock)();
     let classifier = Classifier::frozen(&trial.bundle.classifier_config, trial.bundle.classifier.clone()).map_err(AdaptError::from)?;
     let mut hits = Vec::new();
     for frame in trial.frames {
@@ -179,33 +198,37 @@ fn source(trial: &Trial, shown: impl Fn()) -> Result<Answers, SessionError> {
         shown();
     }
     let passes = Passes { classifier_forward: trial.frames.len() as f64, ..Passes::default() };
-    Ok(Answers { hits, seconds: started.elapsed().as_secs_f64(), passes })
+    Ok(Answers { hits, seconds: (trial.clock)() - started, passes, ..Answers::default() })
 }
 
 fn adapted(trial: &Trial, config: &AdaptConfig, shown: impl Fn()) -> Result<Answers, SessionError> {
-    let started = Instant::now();
+    let started = (trial.clock)();
     let mut session = Session::new(trial.bundle, config, trial.seed)?;
-    let mut hits = Vec::new();
+    let (mut hits, mut estimates) = (Vec::new(), Vec::new());
     // Answers come in the order of the frames, and with `answer = "after"` by windows.
     let mut frames = trial.frames.iter();
-    let mut count = |predictions: Vec<Prediction>| {
+    let mut count = |predictions: Vec<Prediction>, estimate| {
+        estimates.extend(predictions.iter().map(|_| estimate));
         let pairs = predictions.into_iter().zip(&mut frames);
         hits.extend(pairs.map(|(prediction, frame)| is_right(frame, prediction.label.index())));
     };
+    let mut estimate = f64::NAN;
     for frame in trial.frames {
-        count(session.frame(frame.clone())?.predictions);
+        let step = session.frame(frame.clone())?;
+        count(step.predictions, estimate);
+        estimate = step.reports.last().map_or(estimate, |report| report.estimated_accuracy);
         shown();
     }
-    count(session.finish()?);
-    Ok(Answers { hits, seconds: started.elapsed().as_secs_f64(), passes: session.passes() })
+    count(session.finish()?, estimate);
+    Ok(Answers { hits, estimates, seconds: (trial.clock)() - started, passes: session.passes() })
 }
 
 /// The clock starts when the method is made: what it measures on source images is no part of the stream.
 fn competing(mut competitor: impl Competitor, trial: &Trial, shown: impl Fn()) -> Result<Answers, SessionError> {
-    let started = Instant::now();
+    let started = (trial.clock)();
     let mut context = Context { seed: trial.seed, ..Context::default() };
     let mut hits = Vec::new();
-    for window in trial.frames.chunks(trial.config.window) {
+    for window in trial.frames.chunks(trial.window) {
         let answers = competitor.answer(&planes(window), &mut context)?;
         for (frame, answer) in window.iter().zip(answers) {
             hits.push(is_right(frame, answer));
@@ -213,7 +236,7 @@ fn competing(mut competitor: impl Competitor, trial: &Trial, shown: impl Fn()) -
             shown();
         }
     }
-    Ok(Answers { hits, seconds: started.elapsed().as_secs_f64(), passes: context.passes })
+    Ok(Answers { hits, seconds: (trial.clock)() - started, passes: context.passes, ..Answers::default() })
 }
 
 fn is_right(frame: &Frame, answer: usize) -> bool {

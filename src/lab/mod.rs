@@ -10,5 +10,6 @@ pub mod methods;
 pub mod report;
 pub mod statistics;
 pub mod streams;
+pub mod suite;
 pub mod summary;
 pub mod train;

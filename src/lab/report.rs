@@ -1,14 +1,17 @@
 //! A run as people see it: one page without scripts and without anything from elsewhere, and its main picture for a README.
 //!
 //! The page is light or dark as the reader's system is, fits a phone, and prints light. Colours come from [`PALETTE`] alone: blue
-//! stands for adaptation, orange for harm and alarm, grey for the source model; blue and orange stay apart for colour-blind readers,
-//! and every difference also has its sign in print.
+//! stands for adaptation, orange for harm and alarm, grey for the source model, violet and green for competitors; blue and orange stay
+//! apart for colour-blind readers, every difference also has its sign in print, and competitors have their own dashes.
 //! Invariant: all text of the record goes through maud, which escapes it.
 
 mod chart;
 mod curve;
 mod panel;
+mod suite;
 mod svg;
+
+pub use suite::suite_html;
 
 use crate::lab::summary::{DomainSummary, RunRecord, Summary, WINDOW_FRAMES, count, percent, points, spoken};
 use chart::{Chart, Layout, NARROW, WIDE, stream_chart, verdict};
@@ -22,7 +25,7 @@ pub enum Theme {
 }
 
 /// Name, light, dark. Text has a contrast of at least 4.5 to its ground in both.
-const PALETTE: [(&str, &str, &str); 9] = [
+const PALETTE: [(&str, &str, &str); 11] = [
     ("page", "#ffffff", "#0f1216"),
     ("surface", "#ffffff", "#0f1216"),
     ("ink", "#1a1f26", "#e9ecf0"),
@@ -32,6 +35,8 @@ const PALETTE: [(&str, &str, &str); 9] = [
     ("source", "#87909c", "#8a95a3"),
     ("adapted", "#0b5fc0", "#66b0ff"),
     ("harm", "#b9500a", "#f6a04d"),
+    ("rival-one", "#7b3fb0", "#c79bf2"),
+    ("rival-two", "#0c7a5a", "#4cc9a0"),
 ];
 
 const CHART_STYLE: &str = include_str!("report/chart.css");

@@ -1,0 +1,114 @@
+//! Cells become records, as many at a time as there are workers.
+
+use super::cell::{Cell, Materials, Scenario, Subject};
+use super::record::Record;
+use crate::frame::Frame;
+use crate::lab::corruptions::Severity;
+use crate::lab::evaluate::SessionError;
+use crate::lab::methods::{self, Answers, Trial};
+use crate::lab::streams::{Calibration, Plan, PlanError, Playback, Request, Walk};
+use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+/// A cell that could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// Accuracy at which `ccc` keeps the source.
+const SOURCE_ACCURACY: f64 = 0.5;
+
+/// Plays the scenario of `cell` to its method; calls `shown` after each frame.
+///
+/// # Errors
+/// When the stream cannot be planned, or the method comes to a fatal end.
+pub fn run_cell(
+    cell: &Cell,
+    subject: &Subject,
+    materials: &Materials,
+    calibration: Option<&Calibration>,
+    shown: impl Fn(),
+) -> Result<Record, RunError> {
+    let runs = frames(&cell.scenario, subject, materials, calibration)?;
+    let adapt = cell.adapt(subject);
+    let mut answers = Answers::default();
+    for frames in &runs {
+        let trial = Trial {
+            bundle: &subject.bundle,
+            config: &adapt,
+            window: cell.window(),
+            frames,
+            seed: cell.scenario.seed,
+            source_images: &materials.source_images,
+            tuning: materials.tuning,
+            clock: processor_seconds,
+        };
+        answers.append(methods::evaluate(cell.method, &trial, &shown)?);
+    }
+    let fingerprint = cell.fingerprint(subject, materials, calibration);
+    Ok(Record::new(cell, fingerprint, &answers, runs.iter().flatten()))
+}
+
+/// Processor time of this thread so far, as Linux counts it: a clock on the wall would count the other cells, too. Where it is not told,
+/// that clock has to do.
+fn processor_seconds() -> f64 {
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let nanoseconds: Option<f64> = told.and_then(|text| text.split(' ').next()?.parse().ok());
+    nanoseconds.map_or_else(methods::wall_seconds, |nanoseconds| 1e-9 * nanoseconds)
+}
+
+/// All frames, parted where adaptation starts afresh.
+fn frames(
+    scenario: &Scenario,
+    subject: &Subject,
+    materials: &Materials,
+    calibration: Option<&Calibration>,
+) -> Result<Vec<Vec<Frame>>, RunError> {
+    let &Scenario { table, stream, frames, visits, seed } = scenario;
+    let walk = calibration.map(|calibration| Walk { calibration, source_accuracy: SOURCE_ACCURACY });
+    let request = Request { frames, severity: Severity::ALL[4], seed, visits, walk };
+    let plan = Plan::new(stream, &request, &materials.images)?;
+    let side = subject.bundle.classifier_config.image().height;
+    let mut runs = Vec::new();
+    for (index, frame) in (0..).zip(Playback { plan: &plan, images: &materials.images, table, side }.frames()) {
+        if frame.is_fresh_start || runs.is_empty() {
+            runs.push(Vec::new());
+        }
+        runs.last_mut().expect("one was pushed").push(frame.into_frame(index));
+    }
+    Ok(runs)
+}
+
+/// Does `work` on all `items`, in order, on `jobs` threads; whatever it splits stays on its thread, so that times are of one core.
+///
+/// # Errors
+/// The first; work that has begun is finished, no other is begun.
+///
+/// # Panics
+/// When `work` does.
+pub fn in_parallel<T: Sync, E: Send + From<ThreadPoolBuildError>>(
+    jobs: NonZeroUsize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let next = AtomicUsize::new(0);
+    let worker = || -> Result<(), E> {
+        let pool = ThreadPoolBuilder::new().num_threads(1).build()?;
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            // A failure moves the counter to the end, where nobody finds more.
+            pool.install(|| work(item)).inspect_err(|_| next.store(items.len(), Ordering::Relaxed))?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.get().min(items.len())).map(|_| scope.spawn(worker)).collect();
+        let results: Vec<Result<(), E>> = workers.into_iter().map(|worker| worker.join().expect("work panicked")).collect();
+        results.into_iter().collect()
+    })
+}
