@@ -132,8 +132,9 @@ fn setup_note(setup: &Setup) -> String {
     let seeds = setup.rows.iter().filter_map(|row| row.mean).map(|mean| mean.seeds).max().unwrap_or(1);
     format!(
         "Percent; {} frames of each stream, severity 5, constants of {}, mean of {seeds} seed{}{}. The mean is that of all streams but clean \
-         frames. Bold: the best of a column. Worst 500: the least accuracy against the source over any 500 frames in a row, of all streams \
-         and seeds. Milliseconds are of one core. Windows of 16 frames for the competitors; one frame in single.",
+         frames. Bold: the best of a column. Worst 500: the least accuracy against the source over any 500 frames in a row (over a whole \
+         stream where it is shorter), of all streams and seeds. Milliseconds are of one core. Windows of 16 frames for the competitors; \
+         one frame in single.",
         setup.frames,
         setup.table,
         if seeds == 1 { "" } else { "s" },

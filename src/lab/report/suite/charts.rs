@@ -171,7 +171,8 @@ fn cost_axis(panel: &Panel, low: f64, high: f64) -> Markup {
 fn label_places(dots: &[Dot], width: f64) -> Vec<Point> {
     let mut taken: Vec<(f64, f64, f64)> = Vec::new();
     for dot in dots {
-        let length = text_width(dot.method);
+        // Some names are bold, and none should touch the next.
+        let length = 1.15 * text_width(dot.method) + 6.0;
         let left = if dot.at.0 + 9.0 + length < width { dot.at.0 + 9.0 } else { dot.at.0 - 9.0 - length };
         let mut y = dot.at.1 + 4.0;
         while taken.iter().any(|(other, end, line)| left < *end && *other < left + length && (line - y).abs() < LINE - 1.0) {
