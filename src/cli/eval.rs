@@ -79,8 +79,7 @@ pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
 /// Methods on the frames of one folder or stream.
 fn compare(eval: &Eval) -> Result<(), Box<dyn Error>> {
     let methods = if eval.methods.is_empty() { METHODS.as_slice() } else { &eval.methods };
-    let mut config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
-    config.adapt.window = eval.source.window().unwrap_or(config.adapt.window);
+    let config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
     let bundle = read_bundle(&config)?;
     if let Some(path) = eval.source.missing_calibration() {
         let calibration = calibrate(&bundle, &eval.source.calibration_images()?, eval.source.table(), eval.source.seed())?;

@@ -8,7 +8,9 @@ use crate::lab::dataset::Labelled;
 use crate::lab::methods::Method;
 use crate::lab::report::suite_html;
 use crate::lab::streams::{Calibration, Stream};
-use crate::lab::suite::{Archive, Cell, Figures, Found, Materials, Records, Subject, Suite, figures_text, in_parallel, run_cell};
+use crate::lab::suite::{
+    Archive, Block, Cell, Figures, Found, Materials, Records, Section, Subject, Suite, figures_text, in_parallel, run_cell,
+};
 use crate::model::ClassifierConfig;
 use crate::shell::bundle_reader::read_bundle;
 use clap::Args;
@@ -38,6 +40,9 @@ pub struct SuiteArguments {
     /// Only these of the suite's streams, separated by commas; so --methods
     #[arg(long, value_enum, value_delimiter = ',', requires = "suite")]
     streams: Vec<Stream>,
+    /// Only these parts of the suite
+    #[arg(long, value_enum, value_delimiter = ',', requires = "suite")]
+    sections: Vec<Section>,
     /// Configurations of the bundles, separated by commas [default: the shipped ones]
     #[arg(long, value_name = "FILE", value_delimiter = ',', requires = "suite")]
     models: Vec<PathBuf>,
@@ -72,10 +77,13 @@ pub fn run(eval: &Eval, suite: Suite) -> Result<(), Box<dyn Error>> {
     let mut laboratory = Laboratory::open(eval)?;
     let models: Vec<String> = laboratory.subjects.iter().map(|subject| subject.name.clone()).collect();
     let seeds: Vec<u64> = (1..=arguments.seeds).collect();
-    let all: Vec<Cell> = suite.blocks().iter().flat_map(|block| block.cells(&models, &seeds)).collect();
-    let chosen: Vec<Cell> = all.iter().filter(|cell| is_chosen(cell, &arguments.streams, &eval.methods)).cloned().collect();
+    let blocks = suite.blocks();
+    let all: Vec<Cell> = blocks.iter().flat_map(|block| block.cells(&models, &seeds)).collect();
+    let is_named = |block: &&Block| arguments.sections.is_empty() || arguments.sections.contains(&block.section);
+    let chosen = blocks.iter().filter(is_named).flat_map(|block| block.cells(&models, &seeds));
+    let chosen: Vec<Cell> = chosen.filter(|cell| is_chosen(cell, &arguments.streams, &eval.methods)).collect();
     if chosen.is_empty() {
-        return Err("the suite has none of these methods on any of these streams".into());
+        return Err("the suite has none of these methods on any of these streams in these sections".into());
     }
     laboratory.find_calibrations(&all)?;
     if !arguments.report_only {

@@ -91,7 +91,8 @@ impl Stream {
         }
     }
 
-    /// Frames of a window that the stream asks its consumer to adapt on; none leaves it to the consumer.
+    /// Frames that come at a time, where that is for the stream to say: a method that answers a window at once has no larger one. This
+    /// daemon answers frame by frame in any case.
     pub fn window(self) -> Option<usize> {
         (self == Self::Single).then_some(1)
     }

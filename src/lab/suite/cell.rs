@@ -71,16 +71,11 @@ impl Cell {
         self.scenario.stream.window().unwrap_or(COMPETITOR_WINDOW)
     }
 
-    /// The daemon's configuration in this cell.
-    pub fn adapt(&self, subject: &Subject) -> AdaptConfig {
-        AdaptConfig { window: self.scenario.stream.window().unwrap_or(subject.adapt.window), ..subject.adapt.clone() }
-    }
-
     /// BLAKE3, in hex, of all that the result depends on. The configuration counts for the methods that look at it, a calibration for the
     /// stream that it makes.
     pub fn fingerprint(&self, subject: &Subject, materials: &Materials, calibration: Option<&Calibration>) -> String {
         let Scenario { table, stream, frames, visits, seed } = self.scenario;
-        let adapt = self.adapt(subject);
+        let adapt = subject.adapt.clone();
         let (adapt, timesteps) = match self.method {
             Method::Undrift => (Some(adapt), None),
             Method::DiffusionTta => (Some(published(&adapt)), None),

@@ -17,7 +17,7 @@ pub enum Suite {
 }
 
 /// What a block is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Section {
     /// The main table.

@@ -36,12 +36,11 @@ pub fn run_cell(
     shown: impl Fn(),
 ) -> Result<Record, RunError> {
     let runs = frames(&cell.scenario, subject, materials, calibration)?;
-    let adapt = cell.adapt(subject);
     let mut answers = Answers::default();
     for frames in &runs {
         let trial = Trial {
             bundle: &subject.bundle,
-            config: &adapt,
+            config: &subject.adapt,
             window: cell.window(),
             frames,
             seed: cell.scenario.seed,
