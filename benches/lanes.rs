@@ -46,7 +46,7 @@ fn main() {
         let mut planes = vec![0f32; elements];
         key.fill_normal(u32::MAX, &mut planes);
         let source_logits = classifier.logits(&planes).expect("logits").remove(0);
-        WindowFrame { key, planes, source_logits }
+        WindowFrame { key, planes, source_logits, verdict: None }
     };
     let window: Vec<WindowFrame> = (0..16).map(frame).collect();
     let verdicts = adapter.judge(&window).expect("verdicts");

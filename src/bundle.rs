@@ -11,6 +11,15 @@ pub struct Moments {
     pub standard_deviation: f64,
 }
 
+/// The posterior whose probabilities are neither too sure nor too unsure of an answer: softmax(prior_weight z -
+/// judge_weight error), with z the source classifier's logits and error the diffusion model's minus log-likelihood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    pub prior_weight: f64,
+    pub judge_weight: f64,
+}
+
 /// What is normal: measured once on clean images, by `undrift train bundle`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +36,8 @@ pub struct Statistics {
     pub denoising_loss: Moments,
     /// Share of pairs of draws that name the same class, 0..=1.
     pub draw_agreement: f64,
+    /// Fitted on the validation corruptions.
+    pub calibration: Calibration,
 }
 
 /// All that a daemon starts from.

@@ -7,17 +7,17 @@
 //! # The line that a frame takes
 //!
 //! ```text
-//! NATS -> ingest -> decode -> predict -> reply                       the fast lane: a camera waits for this
-//!                                \-> window -> adapt -> new weights  the slow lane: nobody waits for this
-//!                                                  \-> checkpoint
+//! NATS -> ingest -> decode -> predict and judge -> reply              the fast lane: a camera waits for this
+//!                                         \-> window -> adapt -> new weights  the slow lane: nobody waits for this
+//!                                                           \-> checkpoint
 //!                  every stage -> observations -> telemetry -> /metrics
 //! ```
 //!
 //! [`shell::engine`] is that line in code: a message is decoded ([`decode`]), applied to the [`pipeline`], and the effects
-//! that come out are carried out. The pipeline answers with one [`learner::Classifier`], groups frames into windows and
-//! hands each full window to the [`learner::Adapter`], which asks the [`learner::Judge`] (the diffusion model), lets the
-//! [`policy`] rule whether it is to be believed, takes one step, and gives back new weights. They answer the window after
-//! the next, whatever the clock says.
+//! that come out are carried out. The pipeline answers with one [`learner::Classifier`] times what the [`learner::Judge`]
+//! (the diffusion model) makes of the frame, groups frames into windows and hands each full window to the
+//! [`learner::Adapter`], which lets the [`policy`] rule whether the judge is to be believed, takes one step, and gives back
+//! new weights. They answer the window after the next, whatever the clock says.
 //!
 //! # Core and shell
 //!

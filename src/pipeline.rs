@@ -8,9 +8,10 @@
 //! that is where checkpoints are taken. Absent on purpose: time, threads, files, randomness.
 
 use crate::bundle::Bundle;
+use crate::diffusion::Timestep;
 use crate::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
-use crate::learner::objective::{argmax, entropy, softmax};
-use crate::learner::{AdaptConfig, AnswerTime, Classifier, source_state};
+use crate::learner::objective::{argmax, entropy, posterior, softmax};
+use crate::learner::{AdaptConfig, AnswerBy, AnswerTime, Classifier, Judge, Verdict, source_state};
 use crate::model::{ClassifierConfig, ParameterError, Tensors, parameters};
 use crate::monitor::{self, Monitor};
 use crate::noise::{NoiseKey, NoiseSecret};
@@ -21,7 +22,8 @@ use std::collections::VecDeque;
 
 /// What the shell tells the pipeline.
 pub enum Event {
-    /// The next frame, in order. `is_overloaded`: too many frames wait behind it, so that its window may not be learned from.
+    /// The next frame, in order. `is_overloaded`: too many frames wait behind it, so that it is not judged, and the window
+    /// that it ends is not learned from.
     Frame { frame: Box<Frame>, is_overloaded: bool },
     /// The adapter has finished a window.
     Adapted(Box<Adapted>),
@@ -60,6 +62,8 @@ pub struct WindowFrame {
     pub planes: Vec<f32>,
     /// Of the source classifier (K).
     pub source_logits: Vec<f64>,
+    /// Where the answer needed it.
+    pub verdict: Option<Verdict>,
 }
 
 /// What came of a window.
@@ -147,6 +151,9 @@ pub struct Pipeline {
     source_weights: Tensors,
     source: Classifier,
     serving: Classifier,
+    /// Where it speaks in the answers.
+    judge: Option<Judge>,
+    timesteps: Vec<Timestep>,
     /// Whether the weights that answer are the source's, bit for bit.
     is_source_serving: bool,
     /// State at the newest border whose windows are all finished; what a checkpoint holds.
@@ -198,6 +205,11 @@ impl Pipeline {
             source_weights: bundle.classifier.clone(),
             source: classifier(&bundle.classifier)?,
             serving: classifier(&state.serving.weights)?,
+            judge: match config.answer_by {
+                AnswerBy::Classifier => None,
+                AnswerBy::Posterior => Some(Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?),
+            },
+            timesteps: config.timesteps.iter().map(|&timestep| Timestep(timestep)).collect(),
             is_source_serving: parameters::are_equal(&state.serving.weights, &bundle.classifier)?,
             monitor: Monitor::new(bundle.statistics.clone(), bundle.labels.len(), state.monitor.clone()),
             whole: state.clone(),
@@ -300,7 +312,7 @@ impl Pipeline {
         if self.window.is_empty() && self.config.answer == AnswerTime::Before {
             self.serve_what_is_due(self.window_index(), effects)?;
         }
-        let studied = self.study(&frame)?;
+        let studied = self.study(&frame, is_overloaded)?;
         self.current.sequence = frame.sequence;
         self.current.frames += 1;
         self.current.input_chain = chain(&self.current.input_chain, &frame);
@@ -314,19 +326,30 @@ impl Pipeline {
         Ok(())
     }
 
-    /// What the adapter will need of the frame; the source model looks at it once, for both lanes.
-    fn study(&self, frame: &Frame) -> Result<WindowFrame, PipelineError> {
+    /// What answer and adapter need of the frame; source and judge look at it once, for both lanes.
+    fn study(&self, frame: &Frame, is_overloaded: bool) -> Result<WindowFrame, PipelineError> {
         let mut planes = vec![0f32; frame.image.pixels().len()];
         frame.image.write_planes(&mut planes);
         let key = self.secret.frame_key(&self.current.incarnation, frame.sequence, &frame.payload_hash);
         let source_logits = self.source.logits(&planes)?.remove(0);
-        Ok(WindowFrame { key, planes, source_logits })
+        let verdict = match &self.judge {
+            Some(judge) if !is_overloaded => Some(judge.verdicts(&planes, &[key], &self.timesteps)?.remove(0)),
+            _ => None,
+        };
+        Ok(WindowFrame { key, planes, source_logits, verdict })
     }
 
     fn answer(&mut self, frame: &Frame, studied: &WindowFrame, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
-        let probabilities = match self.is_source_serving {
-            true => softmax(&studied.source_logits),
-            false => softmax(&self.serving.logits(&studied.planes)?.remove(0)),
+        let logits = match self.is_source_serving {
+            true => studied.source_logits.clone(),
+            false => self.serving.logits(&studied.planes)?.remove(0),
+        };
+        let probabilities = match (&studied.verdict, &self.judge) {
+            (Some(verdict), Some(judge)) => {
+                let scale = self.config.answer_weight(self.current.serving.is_judge_heard) * judge.likelihood_scale();
+                posterior(&logits, &verdict.terms.errors(), 1.0, scale)
+            }
+            _ => softmax(&logits),
         };
         let prediction = self.prediction(frame, studied, &probabilities);
         let answered = monitor::Answered {
@@ -376,6 +399,7 @@ impl Pipeline {
             weights_version: self.current.serving.version,
             source_label: class(argmax(&studied.source_logits)),
             adapted: !self.is_source_serving,
+            judged: studied.verdict.is_some(),
             latency: StageLatency::default(),
         }
     }
@@ -477,7 +501,9 @@ impl Pipeline {
     fn serve(&mut self, served: Served, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         self.serving = Classifier::frozen(&self.classifier_config, served.weights.clone())?;
         self.is_source_serving = parameters::are_equal(&served.weights, &self.source_weights)?;
-        effects.push(Effect::Observe(Observation::Serving { version: served.version }));
+        if served.version != self.current.serving.version {
+            effects.push(Effect::Observe(Observation::Serving { version: served.version }));
+        }
         self.current.serving = served;
         Ok(())
     }
@@ -501,7 +527,7 @@ impl Pipeline {
         self.borders.clear();
         self.current.control.generation += 1;
         self.current.pending.clear();
-        self.serve(Served { version: learner.version, window: None, weights: learner.weights.clone() }, effects)?;
+        self.serve(Served::now(&learner), effects)?;
         self.current.learner = learner.clone();
         self.tally.last_report = None;
         self.answer_held(effects)?;
@@ -552,25 +578,26 @@ pub fn check_weights(state: &DurableState, bundle: &Bundle) -> Result<(), Parame
 
 /// The state before the first frame: the source weights serve.
 pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String) -> DurableState {
-    let version = WeightsVersion(0);
+    let learner = source_state(&bundle.classifier, WeightsVersion(0));
     DurableState {
         incarnation,
         sequence: FrameSeq(0),
         frames: 0,
         input_chain: [0; 32],
         control: Control { adapt_enabled: config.enabled, generation: 0 },
-        serving: Served { version, window: None, weights: bundle.classifier.clone() },
+        serving: Served::now(&learner),
         pending: Vec::new(),
-        learner: source_state(&bundle.classifier, version),
+        learner,
         monitor: MonitorState::default(),
     }
 }
 
-/// Takes what came of a window into a state: the learner goes on from there, and moved weights wait to serve.
+/// Takes what came of a window into a state: the learner goes on from there, and what changes the answers waits to serve.
 fn receive(state: &mut DurableState, adapted: &Adapted) {
-    let (learner, window) = (&adapted.learner, Some(adapted.index));
-    if learner.version > state.learner.version {
-        state.pending.push(Served { version: learner.version, window, weights: learner.weights.clone() });
+    let learner = &adapted.learner;
+    let latest = state.pending.last().unwrap_or(&state.serving);
+    if (learner.version, learner.policy.is_judge_heard) != (latest.version, latest.is_judge_heard) {
+        state.pending.push(Served { window: Some(adapted.index), ..Served::now(learner) });
     }
     state.learner = learner.clone();
 }

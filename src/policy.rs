@@ -6,6 +6,9 @@
 //! the root of the agreement among draws, and that of the source classifier by its agreement with the draws over that
 //! root. Errors of draws are not independent: the judge's estimate is scaled to the accuracy that it has on clean images.
 //!
+//! An answer is the posterior of classifier and judge, which is better than either unless one is much worse: so the judge is heard
+//! there down to a lower margin than where it teaches.
+//!
 //! Draws may also agree on nonsense. Then their answers gather on few classes, as those of any model do that fails on all
 //! frames alike. A stream may truly show few classes, but then it shows them to both models: so the judge must name about
 //! as many classes as the source does.
@@ -16,7 +19,7 @@
 
 use crate::bundle::Statistics;
 use crate::learner::objective::{argmax, entropy, posterior};
-use crate::learner::{AdaptConfig, Verdict};
+use crate::learner::{AdaptConfig, AnswerBy, Verdict};
 use crate::state::PolicyState;
 
 /// What is known of a window; rows are frames.
@@ -57,31 +60,36 @@ pub struct Ruling {
     pub draw_disagreement: f64,
     /// How far the judge is believed: its estimated accuracy, as a running average, 0..=1.
     pub reliability: f64,
-    /// Estimated accuracy of the classifier that learns, as a running average, 0..=1.
+    /// Estimated accuracy of the answers, as a running average, 0..=1: their mean probability by the calibrated posterior.
     pub estimated_accuracy: f64,
 }
 
 /// Rules on a window, and moves the averages in `state`.
 pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, state: &mut PolicyState) -> Ruling {
     let count = evidence.verdicts.len() as f64;
+    let pace = (count / config.gate.memory_frames).min(1.0);
     let mean = |of_frame: &dyn Fn(usize) -> f64| (0..evidence.verdicts.len()).map(of_frame).sum::<f64>() / count;
     let agreement = |logits: &[Vec<f64>]| mean(&|n| evidence.verdicts[n].share_naming(argmax(&logits[n])));
-    let draws = update(state, "draw_agreement", mean(&|n| evidence.verdicts[n].draw_agreement()), config);
-    let source = update(state, "source_agreement", agreement(evidence.source_logits), config);
-    let adapted = update(state, "adapted_agreement", agreement(evidence.logits), config);
+    let draws = update(state, "draw_agreement", mean(&|n| evidence.verdicts[n].draw_agreement()), pace);
+    let source = update(state, "source_agreement", agreement(evidence.source_logits), pace);
+    let adapted = update(state, "adapted_agreement", agreement(evidence.logits), pace);
     let classes = evidence.source_logits.first().map_or(1, Vec::len);
     let mut diversity = |name: &str, share: &dyn Fn(usize, usize) -> f64| {
-        let shares: Vec<f64> = (0..classes).map(|k| update(state, &format!("{name} class {k}"), mean(&|n| share(n, k)), config)).collect();
+        let shares: Vec<f64> = (0..classes).map(|k| update(state, &format!("{name} class {k}"), mean(&|n| share(n, k)), pace)).collect();
         entropy(&shares) / (classes as f64).ln()
     };
     let judge_diversity = diversity("judge", &|n, k| evidence.verdicts[n].share_naming(k));
     let source_diversity = diversity("source", &|n, k| f64::from(u8::from(argmax(&evidence.source_logits[n]) == k)));
     let judge_accuracy = statistics.judge_accuracy * (draws / statistics.draw_agreement).sqrt();
     let accuracy_of = |agreement: f64| (agreement / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
+    let confidence = mean(&|n| confidence(evidence, config, statistics, state.is_judge_heard, n));
+    let estimated_accuracy = update(state, "estimated_accuracy", confidence, pace);
+    let is_diverse = judge_diversity >= source_diversity - config.gate.diversity_slack;
+    let is_ahead_by = |margin: f64| is_diverse && judge_accuracy >= accuracy_of(source) + margin;
+    state.is_judge_heard = is_ahead_by(config.gate.answer_margin);
     let decision = if adapted < source - config.gate.tolerance {
         Decision::Retreat
-    } else if judge_accuracy < accuracy_of(source) + config.gate.margin || judge_diversity < source_diversity - config.gate.diversity_slack
-    {
+    } else if !is_ahead_by(config.gate.margin) {
         Decision::Abstain
     } else {
         Decision::Learn((0..evidence.verdicts.len()).map(|n| lesson(evidence, config, n)).collect())
@@ -90,7 +98,7 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
         decision,
         draw_disagreement: mean(&|n| if evidence.verdicts[n].is_unanimous() { 0.0 } else { 1.0 }),
         reliability: judge_accuracy.min(1.0),
-        estimated_accuracy: accuracy_of(adapted),
+        estimated_accuracy,
     }
 }
 
@@ -102,10 +110,23 @@ fn lesson(evidence: &Evidence, config: &AdaptConfig, n: usize) -> Lesson {
     Lesson { target, weight: if is_confident { 1.0 } else { 0.0 } }
 }
 
-/// Moves the average `name` towards `value`; the first value starts it.
-fn update(state: &mut PolicyState, name: &str, value: f64, config: &AdaptConfig) -> f64 {
+/// The probability that frame `n` is answered rightly. The source's logits speak here: those of the classifier that has
+/// learned from the diffusion model would count its word twice.
+fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, is_judge_heard: bool, n: usize) -> f64 {
+    let errors = evidence.verdicts[n].terms.errors();
+    let posterior = |logits: &[f64], prior, weight: f64| posterior(logits, &errors, prior, weight * evidence.likelihood_scale);
+    let answer = match config.answer_by {
+        AnswerBy::Classifier => argmax(&evidence.logits[n]),
+        AnswerBy::Posterior => argmax(&posterior(&evidence.logits[n], 1.0, config.answer_weight(is_judge_heard))),
+    };
+    let calibration = statistics.calibration;
+    posterior(&evidence.source_logits[n], calibration.prior_weight, calibration.judge_weight)[answer]
+}
+
+/// Moves the average `name` towards `value`, by the share `pace` of the way; the first value starts it.
+fn update(state: &mut PolicyState, name: &str, value: f64, pace: f64) -> f64 {
     let average = state.averages.entry(name.to_owned()).or_insert(value);
-    *average += (value - *average) / config.gate.memory_windows;
+    *average += (value - *average) * pace;
     *average
 }
 
@@ -127,16 +148,41 @@ mod tests {
         Verdict { terms: GramTerms { gram: vec![0.0; CLASSES * CLASSES], cross }, draw_labels: vec![label; 2] }
     }
 
-    /// The ruling on one window, by what source, judge and the classifier that learns name on its frames.
-    fn ruling(source: &[usize], judge: &[usize], adapted: &[usize]) -> Decision {
+    /// The ruling on one window, by what source, judge and the classifier that learns name on its frames, and the state
+    /// after it.
+    fn ruled(source: &[usize], judge: &[usize], adapted: &[usize]) -> (Ruling, PolicyState) {
         let rows = |labels: &[usize]| labels.iter().map(|&label| logits(label)).collect::<Vec<_>>();
         let (source_logits, logits) = (rows(source), rows(adapted));
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
         let evidence = Evidence { logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
         let mut config = tiny::config();
-        config.gate = crate::learner::GateConfig { margin: 0.1, diversity_slack: 0.05, tolerance: 0.02, ..config.gate };
-        let statistics = Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, ..Statistics::default() };
-        rule(&evidence, &config, &statistics, &mut PolicyState::default()).decision
+        config.gate = crate::learner::GateConfig { margin: 0.1, answer_margin: 0.0, diversity_slack: 0.05, tolerance: 0.02, ..config.gate };
+        let calibration = crate::bundle::Calibration { prior_weight: 1.0, judge_weight: 2.0 };
+        let statistics = Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, calibration, ..Statistics::default() };
+        let mut state = PolicyState::default();
+        (rule(&evidence, &config, &statistics, &mut state), state)
+    }
+
+    fn ruling(source: &[usize], judge: &[usize], adapted: &[usize]) -> Decision {
+        ruled(source, judge, adapted).0.decision
+    }
+
+    #[test]
+    fn the_judge_is_heard_where_it_is_found_better_or_nearly_as_good() {
+        assert!(ruled(&[0; 6], &[0, 1, 2, 0, 1, 2], &[0; 6]).1.is_judge_heard);
+        assert!(!ruled(&[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2]).1.is_judge_heard);
+    }
+
+    #[test]
+    fn the_estimated_accuracy_is_the_calibrated_probability_of_the_answers() {
+        // Logits 3 for the named class and 0 for two others; errors -1 for the named class and 0 for two others.
+        let agreed = (3f64 + 2.0).exp() / ((3f64 + 2.0).exp() + 2.0);
+        let estimate = ruled(&[0, 1], &[0, 1], &[0, 1]).0.estimated_accuracy;
+        assert!((estimate - agreed).abs() < 1e-12, "{estimate} against {agreed}");
+        // The classifier that learns has followed the judge, the source has not: sure of itself, and yet in doubt.
+        let followed = ruled(&[0, 0], &[1, 1], &[1, 1]).0.estimated_accuracy;
+        let doubted = 2f64.exp() / (2f64.exp() + 3f64.exp() + 1.0);
+        assert!((followed - doubted).abs() < 1e-12, "{followed} against {doubted}");
     }
 
     #[test]

@@ -47,5 +47,7 @@ pub struct Prediction {
     pub source_label: ClassIndex,
     /// Whether the weights that answered differ from the source weights.
     pub adapted: bool,
+    /// Whether the diffusion model's likelihood of the frame went into the answer.
+    pub judged: bool,
     pub latency: StageLatency,
 }

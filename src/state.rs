@@ -18,6 +18,16 @@ pub struct Served {
     /// Index of the window that they came out of; the source weights have none.
     pub window: Option<u64>,
     pub weights: Tensors,
+    /// Whether the diffusion model counts in full in the answers that they give.
+    pub is_judge_heard: bool,
+}
+
+impl Served {
+    /// The learner's weights, from the next frame on.
+    pub fn now(learner: &LearnerState) -> Self {
+        let is_judge_heard = learner.policy.is_judge_heard;
+        Self { version: learner.version, window: None, weights: learner.weights.clone(), is_judge_heard }
+    }
 }
 
 /// What the adapter goes on from.
@@ -29,10 +39,14 @@ pub struct LearnerState {
     pub policy: PolicyState,
 }
 
-/// What the policy remembers from window to window: label-free averages by name.
+/// What the policy remembers from window to window.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PolicyState {
+    /// Label-free, by name.
     pub averages: BTreeMap<String, f64>,
+    /// Whether the diffusion model counts in full in answers, as of the last window.
+    #[serde(default)]
+    pub is_judge_heard: bool,
 }
 
 /// What operators have set.
@@ -81,6 +95,9 @@ pub struct Scalars {
     control: Control,
     serving: (WeightsVersion, Option<u64>),
     pending: Vec<(WeightsVersion, Option<u64>)>,
+    /// Of the serving weights, then of the pending.
+    #[serde(default)]
+    judge_heard: Vec<bool>,
     pub learner_version: WeightsVersion,
     optimizer_steps: u64,
     policy: PolicyState,
@@ -107,6 +124,7 @@ impl DurableState {
             control: self.control,
             serving: (self.serving.version, self.serving.window),
             pending: self.pending.iter().map(|served| (served.version, served.window)).collect(),
+            judge_heard: [&self.serving].into_iter().chain(&self.pending).map(|served| served.is_judge_heard).collect(),
             learner_version: self.learner.version,
             optimizer_steps: self.learner.optimizer.steps,
             policy: self.learner.policy.clone(),
@@ -137,10 +155,13 @@ impl DurableState {
             part if part.is_empty() => Err(StateError::Missing { prefix: prefix.to_owned() }),
             part => Ok(part),
         };
-        let served = |prefix: &str, (version, window)| Ok::<_, StateError>(Served { version, window, weights: weights(prefix)? });
-        let pending = scalars.pending.iter().enumerate().map(|(i, &key)| served(&format!("pending.{i}"), key));
+        let is_judge_heard = |position: usize| scalars.judge_heard.get(position).copied().unwrap_or_default();
+        let served = |prefix: &str, position, (version, window)| {
+            Ok::<_, StateError>(Served { version, window, weights: weights(prefix)?, is_judge_heard: is_judge_heard(position) })
+        };
+        let pending = scalars.pending.iter().enumerate().map(|(i, &key)| served(&format!("pending.{i}"), i + 1, key));
         Ok(Self {
-            serving: served("serving", scalars.serving)?,
+            serving: served("serving", 0, scalars.serving)?,
             pending: pending.collect::<Result<_, _>>()?,
             learner: LearnerState {
                 version: scalars.learner_version,

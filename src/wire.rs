@@ -442,6 +442,7 @@ mod tests {
             weights_version: WeightsVersion(3),
             source_label: ClassIndex(4),
             adapted: true,
+            judged: true,
             latency: StageLatency { queue_ms: 0.1, decode_ms: 0.2, predict_ms: 0.3 },
         }
     }
@@ -458,7 +459,7 @@ mod tests {
         }
         let json = value(&encode_prediction(&prediction(), Format::Json));
         assert_eq!((&json["label"], &json["weights_version"], &json["sequence"]), (&json!(2), &json!(3), &json!(7)));
-        assert_eq!(encode_prediction(&prediction(), Format::Msgpack)[0], 0x8f, "a map of 15");
+        assert_eq!(encode_prediction(&prediction(), Format::Msgpack)[0], 0xde, "a map of 16 bits of length");
     }
 
     #[test]

@@ -105,7 +105,7 @@ fn window(channels: usize) -> Vec<WindowFrame> {
     let frame = |index| {
         let mut planes = vec![0f32; 64 * channels];
         tiny::image(channels, index).write_planes(&mut planes);
-        WindowFrame { key: NoiseKey::from_seed(5, "window", index), planes, source_logits: vec![0.0; tiny::CLASSES] }
+        WindowFrame { key: NoiseKey::from_seed(5, "window", index), planes, source_logits: vec![0.0; tiny::CLASSES], verdict: None }
     };
     (0..4).map(frame).collect()
 }

@@ -7,7 +7,7 @@ mod tiny;
 use AdapterSpeed::{AtLast, AtOnce, Midway};
 use std::collections::VecDeque;
 use undrift::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
-use undrift::learner::{AdaptConfig, Adapter, AnswerTime, source_state};
+use undrift::learner::{AdaptConfig, Adapter, AnswerBy, AnswerTime, source_state};
 use undrift::model::ClassConditioning;
 use undrift::noise::NoiseSecret;
 use undrift::observation::{Observation, SkipReason};
@@ -180,19 +180,56 @@ fn an_overloaded_window_is_answered_and_not_learned_from() {
     assert_eq!(run.versions().last(), Some(&0));
 }
 
+/// What the first three frames are answered with.
+fn first_confidences(config: &AdaptConfig, is_overloaded: bool) -> Vec<f32> {
+    let mut run = Run::start(1, config, None);
+    run.feed(0..3, is_overloaded, AtOnce);
+    assert!(run.predictions.iter().all(|prediction| prediction.judged == (config.answer_by == AnswerBy::Posterior && !is_overloaded)));
+    run.predictions.iter().map(|prediction| prediction.confidence).collect()
+}
+
 #[test]
-fn reset_answers_like_the_source_and_voids_what_the_adapter_has_in_hand() {
+fn the_posterior_answers_where_it_is_asked_for_and_the_classifier_alone_where_time_is_short() {
+    let alone = first_confidences(&AdaptConfig { answer_by: AnswerBy::Classifier, ..tiny::config() }, false);
+    assert_ne!(first_confidences(&tiny::config(), false), alone);
+    assert_eq!(first_confidences(&tiny::config(), true), alone);
+    assert_eq!(first_confidences(&AdaptConfig { judge_weight_shut: 0.0, ..tiny::config() }, false), alone, "a judge that counts nothing");
+}
+
+#[test]
+fn the_judge_counts_in_full_once_the_weights_serve_that_it_was_found_better_with() {
+    let config = AdaptConfig { judge_weight: 0.0, learning_rate: 1e-12, anchor_pull: 0.0, ..tiny::config() };
+    let mut run = Run::start(1, &config, None);
+    run.feed(0..12, false, AtOnce);
+    let mut alone = Run::start(1, &AdaptConfig { answer_by: AnswerBy::Classifier, ..config }, None);
+    alone.feed(0..12, false, AtOnce);
+    let is_equal = |frame: usize| (run.predictions[frame].confidence - alone.predictions[frame].confidence).abs() < 1e-6;
+    let equal: Vec<bool> = (0..12).map(is_equal).collect();
+    assert_eq!(equal, [[false; 8].as_slice(), &[true; 4]].concat(), "lag 2 and windows of four");
+}
+
+#[test]
+fn off_holds_how_far_the_judge_is_heard() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..24, false, AtOnce);
+    assert!(run.pipeline.state().serving.is_judge_heard);
+    run.apply(Event::Switch { enabled: false });
+    run.feed(24..48, false, AtOnce);
+    assert!(run.pipeline.state().serving.is_judge_heard && run.predictions[47].judged);
+}
+
+#[test]
+fn reset_answers_like_a_fresh_start_and_voids_what_the_adapter_has_in_hand() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..13, false, AtLast);
     run.apply(Event::Reset);
     run.deliver();
     run.feed(13..14, false, AtLast);
     let answer = &run.predictions[13];
-    assert_eq!(answer.label, answer.source_label);
     assert!(answer.weights_version > run.predictions[12].weights_version, "versions never go back");
     let mut fresh = Run::start(1, &tiny::config(), None);
     fresh.feed(13..14, false, AtOnce);
-    assert_eq!(answer.confidence, fresh.predictions[0].confidence);
+    assert_eq!((answer.label, answer.confidence), (fresh.predictions[0].label, fresh.predictions[0].confidence));
 }
 
 #[test]

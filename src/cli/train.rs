@@ -3,9 +3,10 @@
 use crate::config::Config;
 use crate::diffusion::Timestep;
 use crate::lab::contact_sheet::contact_sheet;
-use crate::lab::corruptions::Table;
+use crate::lab::corruptions::{Severity, Table};
 use crate::lab::dataset::{self, Labelled, Split};
 use crate::lab::statistics;
+use crate::lab::streams::{Plan, Playback, Request, Stream};
 use crate::lab::train::{self, TrainingRun};
 use crate::learner::{Classifier, Judge};
 use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, TrunkConfig, VitConfig, parameters};
@@ -156,6 +157,9 @@ fn training(run: &Run, weight_decay: f32) -> TrainingRun {
 /// Timesteps at which the diffusion model's accuracy is printed.
 const CURVE: [u32; 8] = [20, 60, 100, 200, 300, 400, 500, 600];
 
+/// Frames of the validation corruptions that the calibration is fitted on.
+const VALIDATION_FRAMES: usize = 3000;
+
 fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     // Both are written below; the configuration wants them to be there.
     for name in ["statistics.json", "BLAKE3SUMS"] {
@@ -174,7 +178,10 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     // Of the data set, and not of one model: it lies with the labels, which bundles may share.
     write_sample(config.bundle.files.labels.parent().unwrap_or(&finish.dir), &test)?;
     let timesteps: Vec<Timestep> = config.adapt.timesteps.iter().map(|&t| Timestep(t)).collect();
-    let measured = statistics::measure(&classifier, &judge, &timesteps, &rest, finish.seed)?;
+    let request = Request { frames: VALIDATION_FRAMES, severity: Severity::ALL[4], seed: finish.seed, visits: 1, walk: None };
+    let plan = Plan::new(Stream::Extra, &request, &rest)?;
+    let validation = Playback { plan: &plan, images: &rest, table: Table::Tiny, side: judge.model().config().trunk.image.height };
+    let measured = statistics::measure(&classifier, &judge, &timesteps, &rest, validation.frames(), finish.seed)?;
     std::fs::write(&config.bundle.files.statistics, serde_json::to_string_pretty(&measured)? + "\n")?;
     println!("{}", serde_json::to_string_pretty(&measured)?);
     let curve = statistics::judge_accuracy(&judge, &CURVE.map(Timestep), &rest[..2000.min(rest.len())], finish.seed)?;

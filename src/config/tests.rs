@@ -48,10 +48,12 @@ enabled = true
 window = 16
 lag = 2
 answer = "before"
+answer_by = "posterior"
 objective = "posterior"
 trainable = "all"
 timesteps = [100, 300]
 judge_weight = 1.0
+judge_weight_shut = 0.4
 prior_weight = 1.0
 learning_rate = 1e-3
 gradient_norm_max = 1.0
@@ -60,7 +62,7 @@ anchor_pull_shut = 0.01
 anchor_pull_retreat = 0.5
 distance_max = 0.5
 optimizer = { kind = "sgd", momentum = 0.9 }
-gate = { memory_windows = 16.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5 }
+gate = { memory_frames = 256.0, margin = 0.0, answer_margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5 }
 condition = { steps_per_window = 5, draws_per_step = 6, accumulation_steps = 30, same_noise = false }
 [checkpoint]
 dir = "state"

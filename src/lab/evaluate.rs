@@ -4,7 +4,7 @@ use super::baselines::Passes;
 use crate::bundle::Bundle;
 use crate::frame::WeightsVersion;
 use crate::frame::{ClassIndex, Frame};
-use crate::learner::{AdaptConfig, AdaptError, Adapter, ObjectiveKind, source_state};
+use crate::learner::{AdaptConfig, AdaptError, Adapter, AnswerBy, ObjectiveKind, source_state};
 use crate::model::DitConfig;
 use crate::noise::NoiseSecret;
 use crate::observation::{Observation, WindowReport};
@@ -72,8 +72,7 @@ impl Session {
         while let Some(effect) = effects.pop_front() {
             match effect {
                 Effect::Answer(prediction) => {
-                    // The source looks at each frame; the weights that answer do too, unless they are the source's.
-                    self.passes.classifier_forward += if prediction.adapted { 2.0 } else { 1.0 };
+                    self.count_answer(&prediction);
                     step.predictions.push(*prediction);
                 }
                 Effect::Adapt(job) => {
@@ -97,13 +96,23 @@ impl Session {
         let effects = self.pipeline.answer_rest()?.into_iter();
         let rest: Vec<Prediction> =
             effects.filter_map(|effect| if let Effect::Answer(prediction) = effect { Some(*prediction) } else { None }).collect();
-        self.passes.classifier_forward += rest.iter().map(|prediction| if prediction.adapted { 2.0 } else { 1.0 }).sum::<f64>();
+        rest.iter().for_each(|prediction| self.count_answer(prediction));
         Ok(rest)
+    }
+
+    /// The source looks at each frame; the weights that answer do too, unless they are the source's.
+    fn count_answer(&mut self, prediction: &Prediction) {
+        self.passes.classifier_forward += if prediction.adapted { 2.0 } else { 1.0 };
+        if prediction.judged {
+            self.passes.add_draws(&self.diffusion_config, self.config.timesteps.len());
+        }
     }
 
     /// Counts the passes of a window that was judged.
     fn count_window(&mut self, frames: usize, outcome: &Outcome) {
-        self.passes.add_draws(&self.diffusion_config, frames * self.config.timesteps.len());
+        if self.config.answer_by == AnswerBy::Classifier {
+            self.passes.add_draws(&self.diffusion_config, frames * self.config.timesteps.len());
+        }
         let frames = frames as f64;
         let is_learned = matches!(outcome, Outcome::Learned(_));
         if self.config.objective == ObjectiveKind::Condition {

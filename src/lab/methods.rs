@@ -10,7 +10,9 @@ use super::streams::Scene;
 use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame};
 use crate::learner::objective::argmax;
-use crate::learner::{AdaptConfig, AdaptError, AnswerTime, Classifier, ConditionConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
+use crate::learner::{
+    AdaptConfig, AdaptError, AnswerBy, AnswerTime, Classifier, ConditionConfig, ObjectiveKind, OptimizerConfig, TrainablePart,
+};
 use crate::model::ClassifierConfig;
 use crate::prediction::Prediction;
 use rayon::prelude::*;
@@ -276,6 +278,7 @@ pub fn published(config: &AdaptConfig) -> AdaptConfig {
         window: 1,
         lag: 1,
         answer: AnswerTime::After,
+        answer_by: AnswerBy::Classifier,
         objective: ObjectiveKind::Condition,
         trainable: TrainablePart::All,
         learning_rate: 5e-3,

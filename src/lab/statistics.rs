@@ -1,11 +1,15 @@
-//! Reference statistics of a bundle: what both models do on clean images that they were not trained on.
+//! Reference statistics of a bundle: what both models do on images that they were not trained on, clean ones and those
+//! of the validation corruptions.
 
 use super::dataset::{Labelled, pad};
-use crate::bundle::{Moments, Statistics};
+use super::streams::StreamFrame;
+use crate::bundle::{Calibration, Moments, Statistics};
 use crate::diffusion::Timestep;
-use crate::learner::objective::{argmax, entropy, softmax};
+use crate::frame::Image;
+use crate::learner::objective::{argmax, entropy, posterior, softmax};
 use crate::learner::{AdaptError, Classifier, Judge, Verdict};
 use crate::noise::NoiseKey;
+use std::ops::RangeInclusive;
 
 /// Accuracies of the diffusion model alone, 0..=1.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -26,14 +30,17 @@ struct Planes {
 
 impl Planes {
     fn of(data: &[Labelled], side: usize, seed: u64) -> Self {
+        Self::of_images(data.iter().map(|labelled| (pad(&labelled.image, side), labelled.label.index())), seed)
+    }
+
+    fn of_images(images: impl Iterator<Item = (Image, usize)>, seed: u64) -> Self {
         let mut planes = Self { images: Vec::new(), keys: Vec::new(), labels: Vec::new() };
-        for (labelled, index) in data.iter().zip(0u64..) {
-            let image = pad(&labelled.image, side);
+        for ((image, label), index) in images.zip(0u64..) {
             let mut values = vec![0f32; image.pixels().len()];
             image.write_planes(&mut values);
             planes.images.extend(values);
             planes.keys.push(NoiseKey::from_seed(seed, "statistics", index));
-            planes.labels.push(labelled.label.index());
+            planes.labels.push(label);
         }
         planes
     }
@@ -44,14 +51,16 @@ impl Planes {
     }
 }
 
-/// Statistics over clean `data`, which is grey or RGB as the models are.
+/// Statistics over clean `data`, which is grey or RGB as the models are; the calibration over frames of `validation`.
 pub fn measure(
     classifier: &Classifier,
     judge: &Judge,
     timesteps: &[Timestep],
     data: &[Labelled],
+    validation: impl Iterator<Item = StreamFrame>,
     seed: u64,
 ) -> Result<Statistics, AdaptError> {
+    let validation = Planes::of_images(validation.map(|frame| (frame.image, frame.label.index())), seed);
     let planes = Planes::of(data, judge.model().config().trunk.image.height, seed);
     let logits = classifier.logits(&planes.images)?;
     let verdicts = judge.verdicts(&planes.images, &planes.keys, timesteps)?;
@@ -65,7 +74,27 @@ pub fn measure(
         entropy: moments(&entropies),
         denoising_loss: moments(&denoising),
         draw_agreement: verdicts.iter().map(Verdict::draw_agreement).sum::<f64>() / verdicts.len() as f64,
+        calibration: calibration(classifier, judge, timesteps, &validation)?,
     })
+}
+
+/// The weights of classifier and judge under which the true labels are likeliest: temperature scaling (Guo 2017), with a
+/// temperature for each.
+fn calibration(classifier: &Classifier, judge: &Judge, timesteps: &[Timestep], planes: &Planes) -> Result<Calibration, AdaptError> {
+    const PRIOR_WEIGHTS: RangeInclusive<u32> = 4..=15; // tenths
+    const JUDGE_WEIGHTS: RangeInclusive<u32> = 1..=25; // twentieths
+    let logits = classifier.logits(&planes.images)?;
+    let verdicts = judge.verdicts(&planes.images, &planes.keys, timesteps)?;
+    let errors: Vec<Vec<f64>> = verdicts.iter().map(|verdict| verdict.terms.errors()).collect();
+    let loss = |calibration: &Calibration| {
+        let scale = calibration.judge_weight * judge.likelihood_scale();
+        let of_frame = |n: usize| -posterior(&logits[n], &errors[n], calibration.prior_weight, scale)[planes.labels[n]].ln();
+        (0..logits.len()).map(of_frame).sum::<f64>()
+    };
+    let prior_weights = PRIOR_WEIGHTS.map(|tenths| f64::from(tenths) / 10.0);
+    let judge_weights = |prior_weight| JUDGE_WEIGHTS.map(move |w| Calibration { prior_weight, judge_weight: f64::from(w) / 20.0 });
+    let grid = prior_weights.flat_map(judge_weights);
+    Ok(grid.min_by(|a, b| loss(a).total_cmp(&loss(b))).expect("a grid of several points"))
 }
 
 /// How well the diffusion model classifies clean `data` alone (arXiv 2303.16203), by timestep and together.

@@ -86,8 +86,11 @@ impl Adapter {
         }
     }
 
-    /// The judge's verdicts on a window; they do not depend on the classifier.
+    /// The judge's verdicts on a window; they do not depend on the classifier. Those that the answers needed are there.
     pub fn judge(&self, frames: &[WindowFrame]) -> Result<Vec<Verdict>, AdaptError> {
+        if let Some(verdicts) = frames.iter().map(|frame| frame.verdict.clone()).collect() {
+            return Ok(verdicts);
+        }
         let keys: Vec<NoiseKey> = frames.iter().map(|frame| frame.key).collect();
         Ok(self.judge.verdicts(&planes(frames), &keys, &self.timesteps)?)
     }

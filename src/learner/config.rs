@@ -13,6 +13,17 @@ pub enum AnswerTime {
     After,
 }
 
+/// Whose probabilities a frame is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerBy {
+    /// The classifier's own: nothing else stands between a frame and its answer.
+    Classifier,
+    /// Bayes' rule: the classifier's times the diffusion model's likelihood of the frame, which is judged before it is
+    /// answered.
+    Posterior,
+}
+
 /// What the gradient of a window comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -51,10 +62,13 @@ impl TrainablePart {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GateConfig {
-    /// Windows that the averages reach back, roughly.
-    pub memory_windows: f64,
-    /// The diffusion model is listened to while its estimated accuracy exceeds the source's by this, -1..=1.
+    /// Frames that the averages reach back, roughly.
+    pub memory_frames: f64,
+    /// A window teaches while the diffusion model's estimated accuracy exceeds the source's by this, -1..=1.
     pub margin: f64,
+    /// The diffusion model counts in full in the answers while it does by this, -1..=1: two heads are better than one until one is
+    /// much worse.
+    pub answer_margin: f64,
     /// How far the diversity of the diffusion model's answers may fall under the source's, 0..=1; 1 asks nothing.
     pub diversity_slack: f64,
     /// How far the agreement of the adapted classifier with the diffusion model may fall under the source's, 0..=1.
@@ -88,13 +102,17 @@ pub struct AdaptConfig {
     /// Windows between the last frame that the weights have learned from and the frame that they answer: 1 is serial.
     pub lag: usize,
     pub answer: AnswerTime,
+    pub answer_by: AnswerBy,
     pub objective: ObjectiveKind,
     pub trainable: TrainablePart,
     /// Timesteps of the draws of a frame, one draw each; at least two, as their agreement tells how good they are.
     pub timesteps: Vec<u32>,
     /// How far the errors of the diffusion model are believed: 1 is their likelihood.
     pub judge_weight: f64,
-    /// How far the classifier's own probabilities count in the posterior: 1 is Bayes' rule, 0 leaves the judge alone.
+    /// The same in an answer, while the diffusion model is much worse than the source, or names fewer classes.
+    pub judge_weight_shut: f64,
+    /// How far the classifier's own probabilities count in the posterior that it learns from: 1 is Bayes' rule, 0 leaves
+    /// the diffusion model alone.
     pub prior_weight: f64,
     pub learning_rate: f32,
     pub gradient_norm_max: f32,
@@ -121,6 +139,11 @@ pub struct AdaptRangeError {
 }
 
 impl AdaptConfig {
+    /// How far the diffusion model counts in an answer, by whether it is heard.
+    pub fn answer_weight(&self, is_judge_heard: bool) -> f64 {
+        if is_judge_heard { self.judge_weight } else { self.judge_weight_shut }
+    }
+
     /// Checks every range; `num_timesteps` is that of the diffusion model.
     ///
     /// # Errors
@@ -143,6 +166,7 @@ impl AdaptConfig {
                 "below diffusion.num_timesteps",
             ),
             ("judge_weight", self.judge_weight.to_string(), (0.0..=100.0).contains(&self.judge_weight), "0 to 100"),
+            ("judge_weight_shut", self.judge_weight_shut.to_string(), (0.0..=100.0).contains(&self.judge_weight_shut), "0 to 100"),
             ("prior_weight", self.prior_weight.to_string(), unit.contains(&self.prior_weight), "0 to 1"),
             ("learning_rate", self.learning_rate.to_string(), self.learning_rate > 0.0 && self.learning_rate <= 1.0, "above 0, at most 1"),
             ("gradient_norm_max", self.gradient_norm_max.to_string(), self.gradient_norm_max > 0.0, "above 0"),
@@ -150,8 +174,9 @@ impl AdaptConfig {
             ("anchor_pull_shut", self.anchor_pull_shut.to_string(), unit.contains(&self.anchor_pull_shut), "0 to 1"),
             ("anchor_pull_retreat", self.anchor_pull_retreat.to_string(), unit.contains(&self.anchor_pull_retreat), "0 to 1"),
             ("distance_max", self.distance_max.to_string(), self.distance_max > 0.0, "above 0"),
-            ("gate.memory_windows", self.gate.memory_windows.to_string(), self.gate.memory_windows >= 1.0, "at least 1"),
+            ("gate.memory_frames", self.gate.memory_frames.to_string(), self.gate.memory_frames >= 1.0, "at least 1"),
             ("gate.margin", self.gate.margin.to_string(), (-1.0..=1.0).contains(&self.gate.margin), "-1 to 1"),
+            ("gate.answer_margin", self.gate.answer_margin.to_string(), (-1.0..=1.0).contains(&self.gate.answer_margin), "-1 to 1"),
             ("gate.diversity_slack", self.gate.diversity_slack.to_string(), unit.contains(&self.gate.diversity_slack), "0 to 1"),
             ("gate.tolerance", self.gate.tolerance.to_string(), unit.contains(&self.gate.tolerance), "0 to 1"),
             ("gate.confidence_min", self.gate.confidence_min.to_string(), unit.contains(&self.gate.confidence_min), "0 to 1"),

@@ -7,9 +7,10 @@ use crate::model::{Dit, DitConfig, ParameterError, Parameters, Tensors, publishe
 use crate::noise::NoiseKey;
 use rayon::prelude::*;
 
-/// Draws that one forward pass takes: small enough that its activations stay in the cache. Fixed, so that bits do not
-/// depend on the number of threads.
+/// Draws that one forward pass takes: small enough that its activations stay in the cache.
 const PASS_DRAWS: usize = 16;
+/// Passes that few draws are parted into at least: a single frame, which a camera waits for, has two cores at work.
+const PASSES_MIN: usize = 2;
 
 /// What the judge says of one frame.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,7 +98,9 @@ impl Judge {
     pub fn verdicts(&self, images: &[f32], keys: &[NoiseKey], timesteps: &[Timestep]) -> candle_core::Result<Vec<Verdict>> {
         let draws: Vec<(usize, usize)> = (0..keys.len()).flat_map(|n| (0..timesteps.len()).map(move |draw| (n, draw))).collect();
         let x_start = self.x_start(images);
-        let passes = draws.par_chunks(PASS_DRAWS).map(|pass| self.pass(&x_start, keys, timesteps, pass));
+        // By the number of draws alone, so that bits do not depend on the number of threads.
+        let pass_draws = PASS_DRAWS.min(draws.len().div_ceil(PASSES_MIN));
+        let passes = draws.par_chunks(pass_draws).map(|pass| self.pass(&x_start, keys, timesteps, pass));
         let terms = passes.collect::<candle_core::Result<Vec<_>>>()?.concat();
         Ok(terms.chunks_exact(timesteps.len()).map(Verdict::of).collect())
     }

@@ -315,7 +315,7 @@ impl Daemon {
 fn start_from_source(state: &mut DurableState, bundle: &Bundle) {
     let version = WeightsVersion(state.serving.version.max(state.learner.version).0 + 1);
     state.learner = source_state(&bundle.classifier, version);
-    state.serving = Served { version, window: None, weights: bundle.classifier.clone() };
+    state.serving = Served::now(&state.learner);
     state.pending.clear();
     state.monitor = MonitorState::default();
 }

@@ -149,7 +149,7 @@ metrics_table! {
     RESETS = Metric::new("undrift_resets_total", Counter, "", "Resets and roll-backs by an operator.").by("reason", &["reset", "rollback"]);
     // Accuracy and drift
     ACCURACY = Metric::new("undrift_accuracy_ratio", Gauge, "ratio", "Prequential accuracy over the last labelled frames.").by("model", &["adapted", "source"]);
-    ESTIMATED_ACCURACY = Metric::new("undrift_estimated_accuracy_ratio", Gauge, "ratio", "Accuracy of the serving weights as estimated without labels.");
+    ESTIMATED_ACCURACY = Metric::new("undrift_estimated_accuracy_ratio", Gauge, "ratio", "Accuracy of the answers as estimated without labels.");
     LABELS_RECEIVED = Metric::new("undrift_labels_received_total", Counter, "", "Labels that came after their frames.").by("outcome", &["matched", "unmatched", "rejected", "shed"]);
     DRIFT_SCORE = Metric::new("undrift_drift_score", Gauge, "", "Standard deviations between the recent frames and the reference statistics.");
     DRIFT_STATE = Metric::new("undrift_drift_state", Gauge, "", "0 no drift, 1 warning, 2 drift.");

@@ -320,10 +320,12 @@ enabled = true
 window = 4
 lag = 2
 answer = "before"
+answer_by = "posterior"
 objective = "posterior"
 trainable = "all"
 timesteps = [300, 500]
 judge_weight = 1.0
+judge_weight_shut = 0.4
 prior_weight = 0.0
 learning_rate = 0.01
 gradient_norm_max = 1.0
@@ -335,8 +337,9 @@ distance_max = 1000.0
 kind = "sgd"
 momentum = 0.9
 [adapt.gate]
-memory_windows = 8.0
+memory_frames = 32.0
 margin = -1.0
+answer_margin = -1.0
 diversity_slack = 1.0
 tolerance = 1.0
 confidence_min = 0.0
@@ -368,6 +371,7 @@ fn write_bundle(dir: &Path) {
     let labels: String = (0..CLASSES).map(|class| format!("class-{class}\n")).collect();
     let statistics = serde_json::json!({
         "timesteps": [300, 500], "source_accuracy": 0.5, "judge_accuracy": 0.9, "draw_agreement": 0.1,
+        "calibration": { "prior_weight": 1.0, "judge_weight": 0.2 },
         "entropy": { "mean": 2.0, "standard_deviation": 0.5 }, "denoising_loss": { "mean": 1.0, "standard_deviation": 0.5 },
     });
     let files = [

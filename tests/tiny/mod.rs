@@ -1,9 +1,9 @@
 //! A bundle of tiny models with random weights, for tests that need models and not accuracy.
 
 use candle_core::Tensor;
-use undrift::bundle::{Bundle, Moments, Statistics};
+use undrift::bundle::{Bundle, Calibration, Moments, Statistics};
 use undrift::frame::Image;
-use undrift::learner::{AdaptConfig, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
+use undrift::learner::{AdaptConfig, AnswerBy, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
 use undrift::model::{ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, Tensors, TrunkConfig, Vit, VitConfig};
 use undrift::noise::NoiseKey;
 
@@ -38,6 +38,7 @@ pub fn bundle(channels: usize, conditioning: ClassConditioning) -> Bundle {
         statistics: Statistics {
             judge_accuracy: 0.8,
             draw_agreement: 0.8,
+            calibration: Calibration { prior_weight: 1.0, judge_weight: 0.2 },
             entropy: Moments { mean: 0.5, standard_deviation: 0.3 },
             ..Statistics::default()
         },
@@ -51,10 +52,12 @@ pub fn config() -> AdaptConfig {
         window: 4,
         lag: 2,
         answer: AnswerTime::Before,
+        answer_by: AnswerBy::Posterior,
         objective: ObjectiveKind::Posterior,
         trainable: TrainablePart::All,
         timesteps: vec![10, 40],
         judge_weight: 1.0,
+        judge_weight_shut: 0.4,
         prior_weight: 1.0,
         learning_rate: 1e-2,
         gradient_norm_max: 1.0,
@@ -63,7 +66,14 @@ pub fn config() -> AdaptConfig {
         anchor_pull_retreat: 0.5,
         distance_max: 10.0,
         optimizer: OptimizerConfig::ADAM_W,
-        gate: GateConfig { memory_windows: 4.0, margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, confidence_min: 0.0 },
+        gate: GateConfig {
+            memory_frames: 16.0,
+            margin: -1.0,
+            answer_margin: -1.0,
+            diversity_slack: 1.0,
+            tolerance: 1.0,
+            confidence_min: 0.0,
+        },
         condition: ConditionConfig { steps_per_window: 2, draws_per_step: 3, accumulation_steps: 2, same_noise: false },
     }
 }
