@@ -1,7 +1,8 @@
 //! Methods side by side on the same labelled frames.
 
 use super::baselines::{
-    Competitor, Context, Cotta, DiffusionClassifier, Dusa, Eata, Lame, Memo, Norm, Passes, Rdumb, Roid, Rotta, Sar, Setting, Tent, Tuning,
+    Competitor, Context, Cotta, DiffusionClassifier, Dusa, Eata, Lame, Memo, Norm, Passes, Rdumb, Roid, Rotta, Sar, Setting, Stretched,
+    Tent, Tuning,
 };
 use super::corruptions::{Draws, Table};
 use super::dataset::Labelled;
@@ -30,6 +31,8 @@ pub enum Method {
     Undrift,
     /// Diffusion-TTA as published: five steps of 180 draws for each frame, online (slow)
     DiffusionTta,
+    /// The source on frames stretched to the full range of intensities, as the diffusion model sees them
+    Stretched,
     /// The source with the window's statistics for batch norm, where the classifier has it (Nado 2020, Schneider 2020)
     Norm,
     /// Entropy minimisation by the norms (Wang 2021)
@@ -62,6 +65,7 @@ impl Method {
             Self::Source => "source",
             Self::Undrift => "undrift",
             Self::DiffusionTta => "diffusion-tta",
+            Self::Stretched => "stretched",
             Self::Norm => "norm",
             Self::Tent => "tent",
             Self::Eata => "eata",
@@ -176,6 +180,7 @@ pub fn evaluate(method: Method, trial: &Trial, shown: impl Fn()) -> Result<Answe
         Method::Undrift => adapted(trial, trial.config, shown),
         Method::DiffusionTta => adapted(trial, &published(trial.config), shown),
         Method::Norm => competing(Norm::new(&setting)?, trial, shown),
+        Method::Stretched => competing(Stretched::new(&setting)?, trial, shown),
         Method::Tent => competing(Tent::new(&setting)?, trial, shown),
         Method::Eata => competing(Eata::new(&setting)?, trial, shown),
         Method::Sar => competing(Sar::new(&setting)?, trial, shown),

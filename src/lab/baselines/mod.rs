@@ -25,6 +25,7 @@ mod rotta;
 mod sar;
 #[cfg(test)]
 mod stage;
+mod stretched;
 mod student;
 mod tent;
 
@@ -40,4 +41,5 @@ pub use rdumb::Rdumb;
 pub use roid::Roid;
 pub use rotta::Rotta;
 pub use sar::Sar;
+pub use stretched::Stretched;
 pub use tent::Tent;

@@ -82,8 +82,10 @@ impl Cell {
             Method::DiffusionClassifier => (None, Some(adapt.timesteps)),
             _ => (None, None),
         };
-        let is_tuned =
-            !matches!(self.method, Method::Source | Method::Undrift | Method::DiffusionTta | Method::DiffusionClassifier | Method::Lame);
+        let is_tuned = !matches!(
+            self.method,
+            Method::Source | Method::Undrift | Method::DiffusionTta | Method::Stretched | Method::DiffusionClassifier | Method::Lame
+        );
         let bundle = (&subject.hash, &subject.bundle.classifier_config, &subject.bundle.diffusion_config);
         let scenario = (table_name(table), stream.name(), frames, visits, seed, &materials.images_hash, calibration);
         let method = (self.method.name(), self.window(), adapt, timesteps, is_tuned.then_some(materials.tuning));

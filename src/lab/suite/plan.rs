@@ -198,7 +198,7 @@ impl Cell {
     /// The same for one frame.
     pub fn frame_weight(&self) -> u64 {
         match self.method {
-            Method::Source | Method::Lame => 2,
+            Method::Source | Method::Stretched | Method::Lame => 2,
             Method::Tent | Method::Rdumb => 6,
             // It looks at 2000 source images first, in `separate` at each of 20 starts.
             Method::Eata => 6 + 12_000 * self.starts() / self.frames(),
