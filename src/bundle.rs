@@ -20,7 +20,7 @@ pub struct Calibration {
     pub judge_weight: f64,
 }
 
-/// What is normal: measured once on clean images, by `undrift train bundle`.
+/// What is normal: measured once by `undrift train bundle`, on clean images but for the calibration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statistics {
