@@ -1,0 +1,114 @@
+//! What goes into the pipeline and what comes out: plain values.
+
+use crate::frame::{ClassIndex, Frame};
+use crate::learner::Verdict;
+use crate::model::ParameterError;
+use crate::noise::NoiseKey;
+use crate::observation::{DriftState, Observation, SkipReason, WindowReport};
+use crate::prediction::Prediction;
+use crate::state::{DurableState, LearnerState};
+
+/// What the shell tells the pipeline.
+pub enum Event {
+    /// The next frame, in order. `is_overloaded`: too many frames wait behind it, so that it is not judged, and the window
+    /// that it ends is not learned from.
+    Frame { frame: Box<Frame>, is_overloaded: bool },
+    /// The adapter has finished a window.
+    Adapted(Box<Adapted>),
+    /// Truth that came later; for metrics only.
+    Label { camera: String, frame_id: String, label: ClassIndex },
+    /// An operator switched adaptation. Off holds the weights that answer now.
+    Switch { enabled: bool },
+    /// An operator asked for the source weights.
+    Reset,
+    /// An operator asked for an earlier state's weights.
+    RollBack(Box<DurableState>),
+}
+
+/// What the pipeline wants done, in this order.
+pub enum Effect {
+    Answer(Box<Prediction>),
+    /// Hand to the adapter, whose answer comes back as [`Event::Adapted`].
+    Adapt(Job),
+    /// Write a checkpoint of this state.
+    Persist(Box<DurableState>),
+    Observe(Observation),
+}
+
+/// Frames to learn from, or a state to go on from.
+pub enum Job {
+    Window { epoch: u64, index: u64, frames: Vec<WindowFrame> },
+    Restore(Box<LearnerState>),
+}
+
+/// What the adapter needs of a frame.
+#[derive(Clone, Debug)]
+pub struct WindowFrame {
+    /// Key of the noise that the judge adds.
+    pub key: NoiseKey,
+    /// (C, H, W), -1..=1.
+    pub planes: Vec<f32>,
+    /// Of the source classifier (K).
+    pub source_logits: Vec<f64>,
+    /// Where the answer needed it.
+    pub verdict: Option<Verdict>,
+}
+
+/// What came of a window.
+pub struct Adapted {
+    pub epoch: u64,
+    pub index: u64,
+    /// A deep copy: shares no memory with the adapter.
+    pub learner: LearnerState,
+    pub outcome: Outcome,
+}
+
+/// Whether the weights moved.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Learned(WindowReport),
+    Skipped(SkipReason, Option<WindowReport>),
+}
+
+/// Where the pipeline starts.
+pub enum Start {
+    /// With the source weights, on the stream `incarnation`.
+    Source { incarnation: String },
+    /// Where a checkpoint was taken.
+    Resume(Box<DurableState>),
+}
+
+/// The numbers behind `status` and the page.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Status {
+    /// "on" or "off"
+    pub adapt: &'static str,
+    /// Version of the weights that answer.
+    pub weights_version: u64,
+    /// Last applied sequence.
+    pub sequence: u64,
+    pub frames: u64,
+    /// Prequential, over the last labelled frames; null without labels.
+    pub source_accuracy: Option<f64>,
+    pub adapted_accuracy: Option<f64>,
+    /// Without labels; null before the first window was judged.
+    pub estimated_accuracy: Option<f64>,
+    pub drift: DriftState,
+    pub drift_score: f64,
+    /// Entropy of the mean prediction over its maximum, 0..=1.
+    pub diversity: f64,
+    /// How far the diffusion model is believed, 0..=1.
+    pub reliability: Option<f64>,
+    pub weights_distance: Option<f64>,
+    pub windows_adapted: u64,
+    pub windows_skipped: u64,
+}
+
+/// A state or a bundle that cannot be worked with; fatal.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    #[error("weights do not fit the bundle's classifier: {0}")]
+    Parameters(#[from] ParameterError),
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
