@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 use undrift::config::Config;
+use undrift::diffusion::stretch;
 use undrift::frame::WeightsVersion;
 use undrift::learner::{Adapter, Classifier, source_state};
 use undrift::noise::NoiseKey;
@@ -43,16 +44,17 @@ fn main() {
     let elements = bundle.classifier_config.image().elements();
     let frame = |index| {
         let key = NoiseKey::from_seed(1, "bench", index);
-        let mut planes = vec![0f32; elements];
-        key.fill_normal(u32::MAX, &mut planes);
-        let source_logits = classifier.logits(&planes).expect("logits").remove(0);
-        WindowFrame { key, planes, source_logits, verdict: None }
+        let mut views = vec![0f32; 2 * elements];
+        key.fill_normal(u32::MAX, &mut views);
+        stretch(&mut views[elements..]);
+        let source_logits = classifier.logits(&views).expect("logits");
+        WindowFrame { key, views, source_logits, verdict: None }
     };
     let window: Vec<WindowFrame> = (0..16).map(frame).collect();
     let verdicts = adapter.judge(&window).expect("verdicts");
     println!("{} threads, {} draws a frame, window of {}", rayon::current_num_threads(), config.adapt.timesteps.len(), window.len());
     measure("noise of one draw", 1, || window[0].key.fill_normal(0, &mut vec![0f32; elements]));
-    measure("predict one frame", 1, || drop(classifier.logits(&window[0].planes)));
+    measure("predict one frame", 1, || drop(classifier.logits(&window[0].views[..elements])));
     measure("judge a window (diffusion forward, G, h)", 16, || drop(adapter.judge(&window)));
     measure("learn from a window (forward, backward, step)", 16, || drop(adapter.learn(&window, &verdicts)));
 }

@@ -12,7 +12,7 @@ mod messages;
 pub use messages::{Adapted, Effect, Event, Job, Outcome, PipelineError, Start, Status, WindowFrame};
 
 use crate::bundle::Bundle;
-use crate::diffusion::Timestep;
+use crate::diffusion::{Timestep, stretch};
 use crate::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
 use crate::learner::objective::{argmax, entropy, posterior, softmax};
 use crate::learner::{AdaptConfig, AnswerBy, AnswerTime, Classifier, Judge, source_state};
@@ -227,25 +227,31 @@ impl Pipeline {
 
     /// What answer and adapter need of the frame; source and judge look at it once, for both lanes.
     fn study(&self, frame: &Frame, is_overloaded: bool) -> Result<WindowFrame, PipelineError> {
-        let mut planes = vec![0f32; frame.image.pixels().len()];
-        frame.image.write_planes(&mut planes);
+        let elements = frame.image.pixels().len();
+        let mut views = vec![0f32; elements];
+        frame.image.write_planes(&mut views);
+        if self.config.stretch.enabled {
+            views.extend_from_within(..);
+            stretch(&mut views[elements..]);
+        }
         let key = self.secret.frame_key(&self.current.incarnation, frame.sequence, &frame.payload_hash);
-        let source_logits = self.source.logits(&planes)?.remove(0);
+        let source_logits = self.source.logits(&views)?;
         let verdict = match &self.judge {
-            Some(judge) if !is_overloaded => Some(judge.verdicts(&planes, &[key], &self.timesteps)?.remove(0)),
+            Some(judge) if !is_overloaded => Some(judge.verdicts(&views[..elements], &[key], &self.timesteps)?.remove(0)),
             _ => None,
         };
-        Ok(WindowFrame { key, planes, source_logits, verdict })
+        Ok(WindowFrame { key, views, source_logits, verdict })
     }
 
     fn answer(&mut self, frame: &Frame, studied: &WindowFrame, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        let mixture = self.current.serving.mixture;
         let logits = match self.is_source_serving {
-            true => studied.source_logits.clone(),
-            false => self.serving.logits(&studied.planes)?.remove(0),
+            true => mixture.logits(&studied.source_logits),
+            false => mixture.logits(&self.serving.logits(&studied.views)?),
         };
         let probabilities = match (&studied.verdict, &self.judge) {
             (Some(verdict), Some(judge)) => {
-                let scale = self.config.answer_weight(self.current.serving.is_judge_heard) * judge.likelihood_scale();
+                let scale = self.config.answer_weight(mixture.is_judge_heard) * judge.likelihood_scale();
                 posterior(&logits, &verdict.terms.errors(), 1.0, scale)
             }
             _ => softmax(&logits),
@@ -256,7 +262,7 @@ impl Pipeline {
             frame_id: &frame.frame_id,
             label: prediction.label,
             source_label: prediction.source_label,
-            source_entropy: entropy(&softmax(&studied.source_logits)),
+            source_entropy: entropy(&softmax(&studied.source_logits[0])),
             truth: frame.label,
         };
         let seen = self.monitor.answered(&answered);
@@ -296,7 +302,7 @@ impl Pipeline {
             top_k: top_k.collect(),
             entropy: entropy(probabilities) as f32,
             weights_version: self.current.serving.version,
-            source_label: class(argmax(&studied.source_logits)),
+            source_label: class(argmax(&studied.source_logits[0])),
             adapted: !self.is_source_serving,
             judged: studied.verdict.is_some(),
             latency: StageLatency::default(),
@@ -495,7 +501,7 @@ pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String) -
 fn receive(state: &mut DurableState, adapted: &Adapted) {
     let learner = &adapted.learner;
     let latest = state.pending.last().unwrap_or(&state.serving);
-    if (learner.version, learner.policy.is_judge_heard) != (latest.version, latest.is_judge_heard) {
+    if (learner.version, learner.policy.mixture) != (latest.version, latest.mixture) {
         state.pending.push(Served { window: Some(adapted.index), ..Served::now(learner) });
     }
     state.learner = learner.clone();

@@ -6,12 +6,15 @@
 //! the root of the agreement among draws, and that of the source classifier by its agreement with the draws over that
 //! root. Errors of draws are not independent: the judge's estimate is scaled to the accuracy that it has on clean images.
 //!
-//! An answer is the posterior of classifier and judge, which is better than either unless one is much worse: so the judge is heard
-//! there down to a lower margin than where it teaches.
+//! An answer, and what is learned, is the posterior of classifier and judge, which is better than either unless one is much worse:
+//! so the judge is heard down to a margin below the source.
 //!
-//! Draws may also agree on nonsense. Then their answers gather on few classes, as those of any model do that fails on all
-//! frames alike. A stream may truly show few classes, but then it shows them to both models: so the judge must name about
-//! as many classes as the source does.
+//! The classifier answers to two views of a frame, as it was taken and stretched to full range, whose logits are mixed. With which
+//! view's answers the draws agree more decides the shares.
+//!
+//! Draws may also agree on nonsense. Then they agree with each other and with neither view; and their answers gather on few classes,
+//! as those of any model do that fails on all frames alike. A stream may truly show few classes, but then it shows them to both
+//! models: so the judge must name about as many classes as the source does.
 //!
 //! Pure: evidence and memory in, ruling and new memory out.
 //! Invariant: the ruling depends on the evidence, the configuration and [`PolicyState`] alone, so a replay takes the same
@@ -19,15 +22,15 @@
 
 use crate::bundle::Statistics;
 use crate::learner::objective::{argmax, entropy, posterior};
-use crate::learner::{AdaptConfig, AnswerBy, Verdict};
-use crate::state::PolicyState;
+use crate::learner::{AdaptConfig, AnswerBy, StretchConfig, Verdict};
+use crate::state::{Mixture, PolicyState};
 
 /// What is known of a window; rows are frames.
 pub struct Evidence<'a> {
-    /// Of the classifier that learns.
-    pub logits: &'a [Vec<f64>],
+    /// Of the classifier that learns, by view (V, K).
+    pub logits: &'a [Vec<Vec<f64>>],
     /// Of the source classifier.
-    pub source_logits: &'a [Vec<f64>],
+    pub source_logits: &'a [Vec<Vec<f64>>],
     pub verdicts: &'a [Verdict],
     /// Turns an error per element into minus a log-likelihood.
     pub likelihood_scale: f64,
@@ -66,33 +69,40 @@ pub struct Ruling {
 
 /// Rules on a window, and moves the averages in `state`.
 pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, state: &mut PolicyState) -> Ruling {
-    let count = evidence.verdicts.len() as f64;
-    let pace = (count / config.gate.memory_frames).min(1.0);
-    let mean = |of_frame: &dyn Fn(usize) -> f64| (0..evidence.verdicts.len()).map(of_frame).sum::<f64>() / count;
-    let agreement = |logits: &[Vec<f64>]| mean(&|n| evidence.verdicts[n].share_naming(argmax(&logits[n])));
+    let frames = evidence.verdicts.len();
+    let pace = (frames as f64 / config.gate.memory_frames).min(1.0);
+    let mean = |of_frame: &dyn Fn(usize) -> f64| (0..frames).map(of_frame).sum::<f64>() / frames as f64;
+    let agreement = |answer: &dyn Fn(usize) -> usize| mean(&|n| evidence.verdicts[n].share_naming(answer(n)));
     let draws = update(state, "draw_agreement", mean(&|n| evidence.verdicts[n].draw_agreement()), pace);
-    let source = update(state, "source_agreement", agreement(evidence.source_logits), pace);
-    let adapted = update(state, "adapted_agreement", agreement(evidence.logits), pace);
-    let classes = evidence.source_logits.first().map_or(1, Vec::len);
+    let views = evidence.source_logits.first().map_or(0, Vec::len);
+    let of_view = |view: usize| agreement(&|n| argmax(&evidence.source_logits[n][view]));
+    let of_views: Vec<f64> = (0..views).map(|view| update(state, &format!("source_agreement view {view}"), of_view(view), pace)).collect();
+    state.mixture.stretched_share = stretched_share(&of_views, &config.stretch);
+    let mixture = state.mixture;
+    let mut mixed = |name: &str, logits: &[Vec<Vec<f64>>]| update(state, name, agreement(&|n| argmax(&mixture.logits(&logits[n]))), pace);
+    let source = mixed("source_agreement", evidence.source_logits);
+    let adapted = mixed("adapted_agreement", evidence.logits);
+    let classes = evidence.source_logits.first().map_or(1, |views| views[0].len());
     let mut diversity = |name: &str, share: &dyn Fn(usize, usize) -> f64| {
         let shares: Vec<f64> = (0..classes).map(|k| update(state, &format!("{name} class {k}"), mean(&|n| share(n, k)), pace)).collect();
         entropy(&shares) / (classes as f64).ln()
     };
     let judge_diversity = diversity("judge", &|n, k| evidence.verdicts[n].share_naming(k));
-    let source_diversity = diversity("source", &|n, k| f64::from(u8::from(argmax(&evidence.source_logits[n]) == k)));
+    let source_diversity = diversity("source", &|n, k| f64::from(u8::from(argmax(&evidence.source_logits[n][0]) == k)));
     let judge_accuracy = statistics.judge_accuracy * (draws / statistics.draw_agreement).sqrt();
-    let accuracy_of = |agreement: f64| (agreement / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
-    let confidence = mean(&|n| confidence(evidence, config, statistics, state.is_judge_heard, n));
+    let best_view = of_views.into_iter().fold(0.0, f64::max);
+    let source_accuracy = (best_view / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
+    let confidence = mean(&|n| confidence(evidence, config, statistics, mixture, n));
     let estimated_accuracy = update(state, "estimated_accuracy", confidence, pace);
     let is_diverse = judge_diversity >= source_diversity - config.gate.diversity_slack;
-    let is_ahead_by = |margin: f64| is_diverse && judge_accuracy >= accuracy_of(source) + margin;
-    state.is_judge_heard = is_ahead_by(config.gate.answer_margin);
+    let is_consistent = best_view >= config.gate.consistency * draws;
+    state.mixture.is_judge_heard = is_diverse && is_consistent && judge_accuracy >= source_accuracy + config.gate.margin;
     let decision = if adapted < source - config.gate.tolerance {
         Decision::Retreat
-    } else if !is_ahead_by(config.gate.margin) {
+    } else if !state.mixture.is_judge_heard {
         Decision::Abstain
     } else {
-        Decision::Learn((0..evidence.verdicts.len()).map(|n| lesson(evidence, config, n)).collect())
+        Decision::Learn((0..frames).map(|n| lesson(evidence, config, mixture, n)).collect())
     };
     Ruling {
         decision,
@@ -102,25 +112,36 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     }
 }
 
-fn lesson(evidence: &Evidence, config: &AdaptConfig, n: usize) -> Lesson {
+/// Steps of the stretched view's share: fewer than bits, so that it comes to rest.
+const SHARE_STEPS: f64 = 64.0;
+
+/// How far the stretched view counts, by how far the draws agree with the source's answers to each view; 0 where there is none.
+fn stretched_share(agreements: &[f64], config: &StretchConfig) -> f64 {
+    let [taken, stretched] = agreements else { return 0.0 };
+    let log_odds = config.sharpness * (stretched - taken - config.threshold);
+    (SHARE_STEPS / (1.0 + (-log_odds).exp())).round() / SHARE_STEPS
+}
+
+fn lesson(evidence: &Evidence, config: &AdaptConfig, mixture: Mixture, n: usize) -> Lesson {
     let verdict = &evidence.verdicts[n];
     let scale = config.judge_weight * evidence.likelihood_scale;
-    let target = posterior(&evidence.logits[n], &verdict.terms.errors(), config.prior_weight, scale);
+    let target = posterior(&mixture.logits(&evidence.logits[n]), &verdict.terms.errors(), config.prior_weight, scale);
     let is_confident = target[argmax(&target)] >= config.gate.confidence_min;
     Lesson { target, weight: if is_confident { 1.0 } else { 0.0 } }
 }
 
 /// The probability that frame `n` is answered rightly. The source's logits speak here: those of the classifier that has
 /// learned from the diffusion model would count its word twice.
-fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, is_judge_heard: bool, n: usize) -> f64 {
+fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, mixture: Mixture, n: usize) -> f64 {
     let errors = evidence.verdicts[n].terms.errors();
     let posterior = |logits: &[f64], prior, weight: f64| posterior(logits, &errors, prior, weight * evidence.likelihood_scale);
+    let logits = mixture.logits(&evidence.logits[n]);
     let answer = match config.answer_by {
-        AnswerBy::Classifier => argmax(&evidence.logits[n]),
-        AnswerBy::Posterior => argmax(&posterior(&evidence.logits[n], 1.0, config.answer_weight(is_judge_heard))),
+        AnswerBy::Classifier => argmax(&logits),
+        AnswerBy::Posterior => argmax(&posterior(&logits, 1.0, config.answer_weight(mixture.is_judge_heard))),
     };
     let calibration = statistics.calibration;
-    posterior(&evidence.source_logits[n], calibration.prior_weight, calibration.judge_weight)[answer]
+    posterior(&mixture.logits(&evidence.source_logits[n]), calibration.prior_weight, calibration.judge_weight)[answer]
 }
 
 /// Moves the average `name` towards `value`, by the share `pace` of the way; the first value starts it.
@@ -151,12 +172,21 @@ mod tests {
     /// The ruling on one window, by what source, judge and the classifier that learns name on its frames, and the state
     /// after it.
     fn ruled(source: &[usize], judge: &[usize], adapted: &[usize]) -> (Ruling, PolicyState) {
-        let rows = |labels: &[usize]| labels.iter().map(|&label| logits(label)).collect::<Vec<_>>();
+        ruled_on_views(&[source], judge, &[adapted])
+    }
+
+    /// The same, by what source and classifier name on each view.
+    fn ruled_on_views(source: &[&[usize]], judge: &[usize], adapted: &[&[usize]]) -> (Ruling, PolicyState) {
+        let rows = |views: &[&[usize]]| {
+            let row = |n: usize| views.iter().map(|labels| logits(labels[n])).collect::<Vec<_>>();
+            (0..judge.len()).map(row).collect::<Vec<_>>()
+        };
         let (source_logits, logits) = (rows(source), rows(adapted));
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
         let evidence = Evidence { logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
         let mut config = tiny::config();
-        config.gate = crate::learner::GateConfig { margin: 0.1, answer_margin: 0.0, diversity_slack: 0.05, tolerance: 0.02, ..config.gate };
+        config.stretch.threshold = 0.1;
+        config.gate = crate::learner::GateConfig { margin: 0.05, diversity_slack: 0.05, tolerance: 0.02, consistency: 0.3, ..config.gate };
         let calibration = crate::bundle::Calibration { prior_weight: 1.0, judge_weight: 2.0 };
         let statistics = Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, calibration, ..Statistics::default() };
         let mut state = PolicyState::default();
@@ -169,8 +199,8 @@ mod tests {
 
     #[test]
     fn the_judge_is_heard_where_it_is_found_better_or_nearly_as_good() {
-        assert!(ruled(&[0; 6], &[0, 1, 2, 0, 1, 2], &[0; 6]).1.is_judge_heard);
-        assert!(!ruled(&[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2]).1.is_judge_heard);
+        assert!(ruled(&[0; 6], &[0, 1, 2, 0, 1, 2], &[0; 6]).1.mixture.is_judge_heard);
+        assert!(!ruled(&[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2]).1.mixture.is_judge_heard);
     }
 
     #[test]
@@ -201,8 +231,20 @@ mod tests {
     }
 
     #[test]
-    fn it_learns_from_a_stream_of_one_class_that_both_see_as_one() {
-        assert!(matches!(ruling(&[0; 6], &[1; 6], &[0; 6]), Decision::Learn(_)));
+    fn the_view_that_the_judge_agrees_with_speaks() {
+        // Nobody sees anything in the frames as they were taken, and the judge what the stretched ones show.
+        let (named, nothing) = ([0, 1, 2, 0, 1, 2], [0; 6]);
+        let share = |source: &[&[usize]]| ruled_on_views(source, &named, source).1.mixture.stretched_share;
+        assert!(share(&[&nothing, &named]) > 0.99);
+        assert!(share(&[&named, &nothing]) < 0.01);
+        assert!((0.01..0.1).contains(&share(&[&named, &named])), "below the threshold");
+        assert_eq!(share(&[&named]), 0.0, "there is one view only");
+    }
+
+    #[test]
+    fn a_judge_that_agrees_with_itself_and_with_no_view_of_the_source_is_not_heard() {
+        let (source, judge) = ([0, 1, 2, 0, 1, 2], [1, 2, 0, 1, 2, 2]);
+        assert_eq!(ruling(&source, &judge, &source), Decision::Abstain);
     }
 
     #[test]

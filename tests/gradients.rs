@@ -4,12 +4,14 @@ mod tiny;
 
 use candle_core::{Device, Tensor, Var};
 use std::sync::Arc;
+use undrift::bundle::Bundle;
 use undrift::frame::WeightsVersion;
 use undrift::kernels::{self, NormMoments};
 use undrift::learner::{AdaptConfig, Adapter, Classifier, ObjectiveKind, TrainablePart, source_state};
 use undrift::model::{ClassConditioning, ClassifierConfig, Dit, ImageShape, Parameters, ResNetConfig};
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Job, Outcome, WindowFrame};
+use undrift::state::LearnerState;
 
 fn random(seed: u64, shape: &[usize]) -> Tensor {
     let mut values = vec![0f32; shape.iter().product()];
@@ -103,22 +105,50 @@ fn gram_terms_are_the_inner_products_of_the_predictions() {
 
 fn window(channels: usize) -> Vec<WindowFrame> {
     let frame = |index| {
-        let mut planes = vec![0f32; 64 * channels];
-        tiny::image(channels, index).write_planes(&mut planes);
-        WindowFrame { key: NoiseKey::from_seed(5, "window", index), planes, source_logits: vec![0.0; tiny::CLASSES], verdict: None }
+        let mut views = vec![0f32; 64 * channels];
+        tiny::image(channels, index).write_planes(&mut views);
+        WindowFrame { key: NoiseKey::from_seed(5, "window", index), views, source_logits: vec![vec![0.0; tiny::CLASSES]], verdict: None }
     };
     (0..4).map(frame).collect()
 }
 
-/// Names of parameters that one window's adaptation moved.
-fn moved(channels: usize, conditioning: ClassConditioning, config: &AdaptConfig) -> Vec<String> {
-    let bundle = tiny::bundle(channels, conditioning);
-    let mut adapter = Adapter::new(&bundle, config, source_state(&bundle.classifier, WeightsVersion(0))).expect("an adapter");
+/// What came of a window that was learned from.
+fn learned(adapter: &mut Adapter, channels: usize) -> LearnerState {
     let adapted = adapter.run(Job::Window { epoch: 0, index: 0, frames: window(channels) }).expect("a window").expect("an answer");
     assert!(matches!(adapted.outcome, Outcome::Learned(_)), "{:?}", adapted.outcome);
-    let values = |tensor: &Tensor| tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("values");
+    adapted.learner
+}
+
+/// Names of parameters that one window's adaptation moved.
+fn moved(bundle: &Bundle, channels: usize, config: &AdaptConfig) -> Vec<String> {
+    let mut adapter = Adapter::new(bundle, config, source_state(&bundle.classifier, WeightsVersion(0))).expect("an adapter");
     let is_moved = |(name, after): (&String, &Tensor)| (values(after) != values(&bundle.classifier[name])).then(|| name.clone());
-    adapted.learner.weights.iter().filter_map(is_moved).collect()
+    learned(&mut adapter, channels).weights.iter().filter_map(is_moved).collect()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("values")
+}
+
+#[test]
+fn statistics_of_batch_norm_follow_the_frames_and_are_part_of_the_state() {
+    let mut bundle = tiny::bundle(1, ClassConditioning::Readout);
+    let network = ResNetConfig { image: bundle.classifier_config.image(), width: 3, blocks: 1, classes: tiny::CLASSES };
+    bundle.classifier_config = ClassifierConfig::ResNet(network);
+    bundle.classifier = tiny::shaken(bundle.classifier_config.initialize(1).expect("a model"), 1);
+    let config = AdaptConfig { trainable: TrainablePart::Last, ..tiny::config() };
+    let statistics: Vec<String> = bundle.classifier.keys().filter(|name| name.contains(".running_")).cloned().collect();
+    let followed = moved(&bundle, 1, &config);
+    assert!(statistics.iter().all(|name| followed.contains(name)), "{followed:?}");
+    let held = moved(&bundle, 1, &AdaptConfig { norm_pace: 0.0, ..config.clone() });
+    assert!(!statistics.iter().any(|name| held.contains(name)), "{held:?}");
+
+    let source = source_state(&bundle.classifier, WeightsVersion(0));
+    let mut adapter = Adapter::new(&bundle, &config, source).expect("an adapter");
+    let first = learned(&mut adapter, 1);
+    let mut restarted = Adapter::new(&bundle, &config, first).expect("an adapter");
+    let (went_on, began_again) = (learned(&mut adapter, 1), learned(&mut restarted, 1));
+    assert!(undrift::model::parameters::are_equal(&went_on.weights, &began_again.weights).expect("tensors"));
 }
 
 #[test]
@@ -129,7 +159,11 @@ fn every_trainable_parameter_moves_and_no_frozen_one_does() {
             for (channels, conditioning) in [(1, ClassConditioning::Readout), (3, ClassConditioning::AdaLn)] {
                 let config = AdaptConfig { trainable: part, objective, anchor_pull: 0.0, ..tiny::config() };
                 let expected: Vec<String> = all.iter().filter(|name| part.contains(name)).cloned().collect();
-                assert_eq!(moved(channels, conditioning, &config), expected, "{part:?} {objective:?} {conditioning:?}");
+                assert_eq!(
+                    moved(&tiny::bundle(channels, conditioning), channels, &config),
+                    expected,
+                    "{part:?} {objective:?} {conditioning:?}"
+                );
             }
         }
     }

@@ -12,7 +12,7 @@ use undrift::frame::WeightsVersion;
 use undrift::learner::objective::{posterior, score};
 use undrift::learner::{
     AdaptConfig, Adapter, AnswerBy, AnswerTime, Classifier, ConditionConfig, GateConfig, Judge, ObjectiveKind, OptimizerConfig,
-    TrainablePart, Verdict, condition, source_state,
+    StretchConfig, TrainablePart, Verdict, condition, source_state,
 };
 use undrift::model::{
     ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, ParameterError, Parameters, Tensors, TrunkConfig, VitConfig,
@@ -227,15 +227,10 @@ fn config((_, optimizer, learning_rate): (&str, OptimizerConfig, f32), steps: u3
         anchor_pull_shut: 0.0,
         anchor_pull_retreat: 0.0,
         distance_max: f64::INFINITY,
+        norm_pace: 0.0,
+        stretch: StretchConfig { enabled: false, threshold: 0.0, sharpness: 0.0 },
         optimizer,
-        gate: GateConfig {
-            memory_frames: 1.0,
-            margin: -1.0,
-            answer_margin: -1.0,
-            diversity_slack: 1.0,
-            tolerance: 1.0,
-            confidence_min: 0.0,
-        },
+        gate: GateConfig { memory_frames: 1.0, margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, confidence_min: 0.0, consistency: 0.0 },
         condition: ConditionConfig { steps_per_window: steps, draws_per_step: DRAWS / 2, accumulation_steps: 2, same_noise: false },
     }
 }
@@ -252,7 +247,7 @@ fn adapt(fixture: &Fixture, optimizer: (&str, OptimizerConfig, f32), steps: u32)
     };
     let source = source_state(&bundle.classifier, WeightsVersion(0));
     let mut adapter = Adapter::new(&bundle, &config(optimizer, steps), source).expect("an adapter");
-    let frame = |(index, planes)| WindowFrame { key: key(index), planes, source_logits: vec![0.0; CLASSES], verdict: None };
+    let frame = |(index, views)| WindowFrame { key: key(index), views, source_logits: vec![vec![0.0; CLASSES]], verdict: None };
     let frames = (0..).zip(fixture.images()).map(frame).collect();
     let adapted = adapter.run(Job::Window { epoch: 0, index: 0, frames }).expect("a window").expect("an answer");
     let Outcome::Learned(report) = adapted.outcome else { panic!("nothing was learned: {:?}", adapted.outcome) };

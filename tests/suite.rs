@@ -6,7 +6,7 @@ mod tiny;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use undrift::bundle::Bundle;
 use undrift::frame::ClassIndex;
 use undrift::lab::baselines::{Passes, Tuning};
@@ -34,7 +34,7 @@ fn subject(adapt: AdaptConfig) -> Subject {
         diffusion_config: diffusion,
         ..tiny
     };
-    Subject { name: "vit".to_owned(), bundle, adapt, hash: "a bundle".to_owned() }
+    Subject { name: "vit".to_owned(), bundle, adapt, hash: "a bundle".to_owned(), importance: OnceLock::new() }
 }
 
 fn materials() -> Materials {

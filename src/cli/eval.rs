@@ -22,6 +22,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use suite::SuiteArguments;
 
 /// Shown below the help.
@@ -98,6 +99,7 @@ fn compare(eval: &Eval) -> Result<(), Box<dyn Error>> {
         frames: &[],
         seed: eval.source.seed(),
         source_images: &source_images,
+        importance: &OnceLock::new(),
         tuning: eval.tuning,
         clock: methods::wall_seconds,
     };

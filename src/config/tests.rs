@@ -61,8 +61,10 @@ anchor_pull = 0.001
 anchor_pull_shut = 0.01
 anchor_pull_retreat = 0.5
 distance_max = 0.5
+norm_pace = 0.1
+stretch = { enabled = true, threshold = 0.05, sharpness = 30.0 }
 optimizer = { kind = "sgd", momentum = 0.9 }
-gate = { memory_frames = 256.0, margin = 0.0, answer_margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5 }
+gate = { memory_frames = 256.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5, consistency = 0.5 }
 condition = { steps_per_window = 5, draws_per_step = 6, accumulation_steps = 30, same_noise = false }
 [checkpoint]
 dir = "state"

@@ -100,9 +100,14 @@ impl Session {
         Ok(rest)
     }
 
-    /// The source looks at each frame; the weights that answer do too, unless they are the source's.
+    /// Of each frame.
+    fn views(&self) -> f64 {
+        if self.config.stretch.enabled { 2.0 } else { 1.0 }
+    }
+
+    /// The source looks at each view; the weights that answer do too, unless they are the source's.
     fn count_answer(&mut self, prediction: &Prediction) {
-        self.passes.classifier_forward += if prediction.adapted { 2.0 } else { 1.0 };
+        self.passes.classifier_forward += self.views() * if prediction.adapted { 2.0 } else { 1.0 };
         if prediction.judged {
             self.passes.add_draws(&self.diffusion_config, self.config.timesteps.len());
         }
@@ -124,8 +129,8 @@ impl Session {
             self.passes.classifier_forward += frames * steps;
             self.passes.classifier_backward += frames * steps;
         } else {
-            self.passes.classifier_forward += frames;
-            self.passes.classifier_backward += if is_learned { frames } else { 0.0 };
+            self.passes.classifier_forward += frames * self.views();
+            self.passes.classifier_backward += if is_learned { frames * self.views() } else { 0.0 };
         }
     }
 }

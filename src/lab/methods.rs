@@ -2,7 +2,7 @@
 
 use super::baselines::{
     Competitor, Context, Cotta, DiffusionClassifier, Dusa, Eata, Lame, Memo, Norm, Passes, Rdumb, Roid, Rotta, Sar, Setting, Stretched,
-    Tent, Tuning,
+    Tent, Tuning, Weights,
 };
 use super::corruptions::{Draws, Table};
 use super::dataset::Labelled;
@@ -12,14 +12,15 @@ use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame};
 use crate::learner::objective::argmax;
 use crate::learner::{
-    AdaptConfig, AdaptError, AnswerBy, AnswerTime, Classifier, ConditionConfig, ObjectiveKind, OptimizerConfig, TrainablePart,
+    AdaptConfig, AdaptError, AnswerBy, AnswerTime, Classifier, ConditionConfig, ObjectiveKind, OptimizerConfig, StretchConfig,
+    TrainablePart,
 };
 use crate::model::ClassifierConfig;
 use crate::prediction::Prediction;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
 
 /// Something that answers frames.
@@ -107,6 +108,8 @@ pub struct Trial<'a> {
     pub seed: u64,
     /// Clean images (N, C, H, W); EATA alone asks for them.
     pub source_images: &'a [f32],
+    /// What EATA measured on them.
+    pub importance: &'a OnceLock<Weights>,
     /// Of the competitors.
     pub tuning: Tuning,
     /// Seconds since a moment that stays the same: of the wall, or of this thread's work.
@@ -173,6 +176,7 @@ pub fn evaluate(method: Method, trial: &Trial, shown: impl Fn()) -> Result<Answe
         window: trial.window,
         timesteps: &trial.config.timesteps,
         source_images: trial.source_images,
+        importance: trial.importance,
         tuning: trial.tuning,
     };
     match method {
@@ -291,6 +295,8 @@ pub fn published(config: &AdaptConfig) -> AdaptConfig {
         anchor_pull: 0.0,
         anchor_pull_shut: 0.0,
         distance_max: f64::MAX,
+        norm_pace: 0.0,
+        stretch: StretchConfig { enabled: false, ..config.stretch },
         optimizer: OptimizerConfig::Sgd { momentum: 0.9 },
         condition: ConditionConfig { steps_per_window: 5, draws_per_step: 20, accumulation_steps: 9, same_noise: false },
         ..config.clone()

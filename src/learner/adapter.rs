@@ -40,6 +40,7 @@ pub struct Adapter {
     classifier: Classifier,
     judge: Judge,
     optimizer: Optimizer,
+    source_tensors: Tensors,
     /// Values of the trainable parameters in the source weights.
     source: BTreeMap<String, Vec<f32>>,
     source_norm: f64,
@@ -62,6 +63,7 @@ impl Adapter {
             classifier: source_model,
             judge: Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?,
             optimizer: Optimizer::new(config.optimizer),
+            source_tensors: bundle.classifier.clone(),
             source_norm: norm(source.values().flatten().map(|&value| f64::from(value))),
             source,
             statistics: bundle.statistics.clone(),
@@ -97,11 +99,14 @@ impl Adapter {
 
     /// Learns from a window and the verdicts on it.
     pub fn learn(&mut self, frames: &[WindowFrame], verdicts: &[Verdict]) -> Result<Outcome, AdaptError> {
-        let images = planes(frames);
+        self.follow(frames)?;
+        let images: Vec<f32> = frames.iter().flat_map(|frame| frame.views.iter().copied()).collect();
         let forward = self.classifier.forward(&images)?;
-        let source_logits: Vec<Vec<f64>> = frames.iter().map(|frame| frame.source_logits.clone()).collect();
+        let views = frames.first().map_or(1, |frame| frame.source_logits.len());
+        let logits: Vec<Vec<Vec<f64>>> = forward.logits.chunks_exact(views).map(<[_]>::to_vec).collect();
+        let source_logits: Vec<Vec<Vec<f64>>> = frames.iter().map(|frame| frame.source_logits.clone()).collect();
         let evidence =
-            Evidence { logits: &forward.logits, source_logits: &source_logits, verdicts, likelihood_scale: self.judge.likelihood_scale() };
+            Evidence { logits: &logits, source_logits: &source_logits, verdicts, likelihood_scale: self.judge.likelihood_scale() };
         let ruling = policy::rule(&evidence, &self.config, &self.statistics, &mut self.policy);
         let mut report = self.report(&ruling, verdicts);
         if self.config.objective == ObjectiveKind::Condition {
@@ -110,15 +115,37 @@ impl Adapter {
         let lessons = match &ruling.decision {
             Decision::Learn(lessons) => lessons,
             Decision::Abstain => return self.go_back(self.config.anchor_pull_shut, SkipReason::Unreliable, report),
-            Decision::Retreat => return self.go_back(self.config.anchor_pull_retreat, SkipReason::Misfit, report),
+            Decision::Retreat => {
+                if self.follows_norms() {
+                    self.classifier.approach(&self.source_tensors, self.config.anchor_pull_retreat as f32)?;
+                }
+                return self.go_back(self.config.anchor_pull_retreat, SkipReason::Misfit, report);
+            }
         };
         if lessons.iter().all(|lesson| lesson.weight == 0.0) {
             return self.go_back(self.config.anchor_pull, SkipReason::Unreliable, report);
         }
-        let (loss, logit_gradients) = self.window_gradient(&forward, verdicts, lessons);
+        let (loss, logit_gradients) = self.window_gradient(&logits, verdicts, lessons);
         report.loss = loss;
         let gradients = self.classifier.gradients(&forward, &logit_gradients).map_err(AdaptError::Step)?;
         self.step(&gradients, report)
+    }
+
+    /// Moves the statistics of batch norm towards those of the window, of each view by its share.
+    fn follow(&mut self, frames: &[WindowFrame]) -> Result<(), AdaptError> {
+        if !self.follows_norms() {
+            return Ok(());
+        }
+        let views = frames.first().map_or(1, |frame| frame.source_logits.len());
+        for (view, share) in self.policy.mixture.shares(views).enumerate() {
+            self.classifier.absorb(&planes_of(frames, view), self.config.norm_pace * share as f32)?;
+        }
+        self.version = WeightsVersion(self.version.0 + 1);
+        Ok(())
+    }
+
+    fn follows_norms(&self) -> bool {
+        self.config.norm_pace > 0.0 && self.classifier.has_batch_norm()
     }
 
     /// Learns nothing, and moves towards the source weights; new weights, unless it is there already.
@@ -155,20 +182,21 @@ impl Adapter {
         Ok(Outcome::Learned(report))
     }
 
-    /// Mean loss of a window and its gradient by each frame's logits.
-    fn window_gradient(&self, forward: &Forward, verdicts: &[Verdict], lessons: &[Lesson]) -> (f64, Vec<Vec<f64>>) {
+    /// Mean loss of a window and its gradient by the logits of each frame's views, (N V, K).
+    fn window_gradient(&self, logits: &[Vec<Vec<f64>>], verdicts: &[Verdict], lessons: &[Lesson]) -> (f64, Vec<Vec<f64>>) {
         let count = lessons.len() as f64;
         let scale = self.config.judge_weight * self.judge.likelihood_scale();
-        let mut total = 0.0;
-        let rows = forward.logits.iter().zip(verdicts).zip(lessons).map(|((logits, verdict), lesson)| {
+        let (mut total, mut rows) = (0.0, Vec::new());
+        for ((views, verdict), lesson) in logits.iter().zip(verdicts).zip(lessons) {
+            let mixed = self.policy.mixture.logits(views);
             let LossAndGradient { loss, logit_gradient } = match self.config.objective {
-                ObjectiveKind::Score => score(logits, &verdict.terms, scale),
-                ObjectiveKind::Posterior | ObjectiveKind::Condition => cross_entropy(logits, &lesson.target),
+                ObjectiveKind::Score => score(&mixed, &verdict.terms, scale),
+                ObjectiveKind::Posterior | ObjectiveKind::Condition => cross_entropy(&mixed, &lesson.target),
             };
             total += lesson.weight * loss / count;
-            logit_gradient.iter().map(|g| lesson.weight * g / count).collect()
-        });
-        let rows = rows.collect();
+            let row = |share: f64| logit_gradient.iter().map(|g| share * lesson.weight * g / count).collect::<Vec<f64>>();
+            rows.extend(self.policy.mixture.shares(views.len()).map(row));
+        }
         (total, rows)
     }
 
@@ -268,9 +296,18 @@ impl Adapter {
     }
 }
 
-/// Planes of all frames, (N, C, H, W).
+/// The frames as they were taken, (N, C, H, W).
 fn planes(frames: &[WindowFrame]) -> Vec<f32> {
-    frames.iter().flat_map(|frame| frame.planes.iter().copied()).collect()
+    planes_of(frames, 0)
+}
+
+/// One view of all frames, (N, C, H, W).
+fn planes_of(frames: &[WindowFrame], view: usize) -> Vec<f32> {
+    let planes = |frame: &WindowFrame| {
+        let elements = frame.views.len() / frame.source_logits.len();
+        frame.views[view * elements..(view + 1) * elements].to_vec()
+    };
+    frames.iter().flat_map(planes).collect()
 }
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {

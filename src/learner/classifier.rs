@@ -79,7 +79,21 @@ impl Classifier {
 
     /// Moves the statistics that batch norm serves with the share `share` of their way to those of `images`.
     pub fn absorb(&mut self, images: &[f32], share: f32) -> candle_core::Result<()> {
-        self.model.absorb(images, share)
+        self.model.absorb(images, share)?;
+        self.parameters.replace(self.model.running()?);
+        Ok(())
+    }
+
+    /// Moves the same statistics towards those of `tensors`.
+    pub fn approach(&mut self, tensors: &Tensors, share: f32) -> candle_core::Result<()> {
+        self.model.approach(tensors, share)?;
+        self.parameters.replace(self.model.running()?);
+        Ok(())
+    }
+
+    /// Whether an answer can depend on statistics of images.
+    pub fn has_batch_norm(&self) -> bool {
+        self.has_batch_norm
     }
 
     /// Features of images, and the logits that the head makes of them.

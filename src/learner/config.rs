@@ -64,17 +64,29 @@ impl TrainablePart {
 pub struct GateConfig {
     /// Frames that the averages reach back, roughly.
     pub memory_frames: f64,
-    /// A window teaches while the diffusion model's estimated accuracy exceeds the source's by this, -1..=1.
+    /// The diffusion model teaches, and counts in full in answers, while its estimated accuracy exceeds the source's by this,
+    /// -1..=1: below 0, as two heads are better than one until one is much worse.
     pub margin: f64,
-    /// The diffusion model counts in full in the answers while it does by this, -1..=1: two heads are better than one until one is
-    /// much worse.
-    pub answer_margin: f64,
     /// How far the diversity of the diffusion model's answers may fall under the source's, 0..=1; 1 asks nothing.
     pub diversity_slack: f64,
     /// How far the agreement of the adapted classifier with the diffusion model may fall under the source's, 0..=1.
     pub tolerance: f64,
     /// A frame teaches when its target's largest probability is at least this, 0..=1.
     pub confidence_min: f64,
+    /// How far the draws must agree with the source, as a share of how far they agree with each other, 0..=1; 0 asks nothing.
+    pub consistency: f64,
+}
+
+/// The second view of a frame: its intensities stretched to full range, as the diffusion model sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StretchConfig {
+    pub enabled: bool,
+    /// By how much more of the draws the answer to it must share than that to the frame as it was taken, so that both count the same,
+    /// -1..=1.
+    pub threshold: f64,
+    /// How sharply it gains weight above that: its log-odds for a difference of 1.
+    pub sharpness: f64,
 }
 
 /// Diffusion-TTA's own numbers; used by the `condition` objective alone.
@@ -109,7 +121,7 @@ pub struct AdaptConfig {
     pub timesteps: Vec<u32>,
     /// How far the errors of the diffusion model are believed: 1 is their likelihood.
     pub judge_weight: f64,
-    /// The same in an answer, while the diffusion model is much worse than the source, or names fewer classes.
+    /// The same in an answer, while the diffusion model is not listened to.
     pub judge_weight_shut: f64,
     /// How far the classifier's own probabilities count in the posterior that it learns from: 1 is Bayes' rule, 0 leaves
     /// the diffusion model alone.
@@ -124,6 +136,9 @@ pub struct AdaptConfig {
     pub anchor_pull_retreat: f64,
     /// |weights - source| / |source| above which a step is rejected.
     pub distance_max: f64,
+    /// Share of the way to a window's own statistics that those of batch norm take with each window.
+    pub norm_pace: f32,
+    pub stretch: StretchConfig,
     pub optimizer: OptimizerConfig,
     pub gate: GateConfig,
     pub condition: ConditionConfig,
@@ -174,9 +189,18 @@ impl AdaptConfig {
             ("anchor_pull_shut", self.anchor_pull_shut.to_string(), unit.contains(&self.anchor_pull_shut), "0 to 1"),
             ("anchor_pull_retreat", self.anchor_pull_retreat.to_string(), unit.contains(&self.anchor_pull_retreat), "0 to 1"),
             ("distance_max", self.distance_max.to_string(), self.distance_max > 0.0, "above 0"),
+            ("norm_pace", self.norm_pace.to_string(), (0.0..=1.0).contains(&self.norm_pace), "0 to 1"),
+            ("stretch.threshold", self.stretch.threshold.to_string(), (-1.0..=1.0).contains(&self.stretch.threshold), "-1 to 1"),
+            ("stretch.sharpness", self.stretch.sharpness.to_string(), (0.0..=1e6).contains(&self.stretch.sharpness), "0 to 1e6"),
+            (
+                "stretch.enabled",
+                self.stretch.enabled.to_string(),
+                !(self.stretch.enabled && self.objective == ObjectiveKind::Condition),
+                "false with objective = \"condition\", which learns from the frame as it was taken",
+            ),
+            ("gate.consistency", self.gate.consistency.to_string(), unit.contains(&self.gate.consistency), "0 to 1"),
             ("gate.memory_frames", self.gate.memory_frames.to_string(), self.gate.memory_frames >= 1.0, "at least 1"),
             ("gate.margin", self.gate.margin.to_string(), (-1.0..=1.0).contains(&self.gate.margin), "-1 to 1"),
-            ("gate.answer_margin", self.gate.answer_margin.to_string(), (-1.0..=1.0).contains(&self.gate.answer_margin), "-1 to 1"),
             ("gate.diversity_slack", self.gate.diversity_slack.to_string(), unit.contains(&self.gate.diversity_slack), "0 to 1"),
             ("gate.tolerance", self.gate.tolerance.to_string(), unit.contains(&self.gate.tolerance), "0 to 1"),
             ("gate.confidence_min", self.gate.confidence_min.to_string(), unit.contains(&self.gate.confidence_min), "0 to 1"),

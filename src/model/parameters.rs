@@ -69,6 +69,11 @@ impl Parameters {
         Ok(tensor)
     }
 
+    /// Takes other values for parameters that are not trainable.
+    pub fn replace(&mut self, constants: Tensors) {
+        self.constants.extend(constants);
+    }
+
     /// Trainable parameters, sorted by name.
     pub fn variables(&self) -> &BTreeMap<String, Var> {
         &self.variables

@@ -102,6 +102,10 @@ struct Block {
 }
 
 impl Block {
+    fn convolutions(&self) -> impl Iterator<Item = &Convolution> {
+        [&self.first, &self.second].into_iter().chain(&self.shortcut)
+    }
+
     fn convolutions_mut(&mut self) -> impl Iterator<Item = &mut Convolution> {
         [&mut self.first, &mut self.second].into_iter().chain(&mut self.shortcut)
     }
@@ -191,10 +195,39 @@ impl ResNet {
     /// are when the norms before it take that mixture.
     pub fn absorb(&mut self, images: &[f32], share: f32) -> candle_core::Result<()> {
         let moments = self.moments(images, NormStatistics::Mixed { share })?;
-        for Convolution { norm, .. } in std::iter::once(&mut self.stem).chain(self.blocks.iter_mut().flat_map(Block::convolutions_mut)) {
+        for norm in self.norms_mut() {
             norm.running = norm.running.moved(&moments[&norm.name], share);
         }
         Ok(())
+    }
+
+    /// Moves the statistics that it serves with the share `share` of their way to those of `tensors`, which has them by name.
+    pub fn approach(&mut self, tensors: &Tensors, share: f32) -> candle_core::Result<()> {
+        for norm in self.norms_mut() {
+            let values = |part: &str| match tensors.get(&format!("{}.{part}", norm.name)) {
+                Some(tensor) => tensor.to_vec1(),
+                None => candle_core::bail!("no {part} of {}", norm.name),
+            };
+            let moments = ChannelMoments { mean: values("running_mean")?, variance: values("running_variance")? };
+            norm.running = norm.running.moved(&moments, share);
+        }
+        Ok(())
+    }
+
+    /// The statistics that it serves with, by the names of their parameters.
+    pub fn running(&self) -> candle_core::Result<Tensors> {
+        let mut all = Tensors::new();
+        for Convolution { norm, .. } in std::iter::once(&self.stem).chain(self.blocks.iter().flat_map(Block::convolutions)) {
+            for (part, values) in [("running_mean", &norm.running.mean), ("running_variance", &norm.running.variance)] {
+                all.insert(format!("{}.{part}", norm.name), Tensor::from_slice(values, values.len(), &Device::Cpu)?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
+        let convolutions = std::iter::once(&mut self.stem).chain(self.blocks.iter_mut().flat_map(Block::convolutions_mut));
+        convolutions.map(|convolution| &mut convolution.norm)
     }
 
     /// Moments of what comes into each norm, by its name, in a pass with `statistics`.
@@ -268,7 +301,7 @@ mod tests {
     #[test]
     fn what_it_absorbs_it_serves_with() {
         let (weights, images) = (ResNet::initialize(&CONFIG, 1).expect("a model"), images(5));
-        let mut model = ResNet::load(&CONFIG, &Parameters::frozen(weights)).expect("a model");
+        let mut model = ResNet::load(&CONFIG, &Parameters::frozen(weights.clone())).expect("a model");
         let features = |model: &ResNet, statistics| model.features(&images, statistics).and_then(|y| y.to_vec2::<f32>()).expect("a pass");
         let [source, batch] = [NormStatistics::Running, NormStatistics::Batch].map(|statistics| features(&model, statistics));
         assert_eq!(features(&model, NormStatistics::Mixed { share: 0.0 }), source);
@@ -282,6 +315,9 @@ mod tests {
         for (absorbed, batch) in features(&model, NormStatistics::Running).iter().flatten().zip(batch.iter().flatten()) {
             assert!((absorbed - batch).abs() < 1e-4, "{absorbed} against {batch}");
         }
+        assert_eq!(model.running().expect("tensors").len(), weights.keys().filter(|name| name.contains(".running_")).count());
+        model.approach(&weights, 1.0).expect("the names are those of the parameters");
+        assert_eq!(features(&model, NormStatistics::Running), source);
     }
 
     #[test]

@@ -46,10 +46,10 @@ pub enum Job {
 pub struct WindowFrame {
     /// Key of the noise that the judge adds.
     pub key: NoiseKey,
-    /// (C, H, W), -1..=1.
-    pub planes: Vec<f32>,
-    /// Of the source classifier (K).
-    pub source_logits: Vec<f64>,
+    /// (V, C, H, W), -1..=1: the views of the frame, as it was taken and, where that is configured, stretched to full range.
+    pub views: Vec<f32>,
+    /// Of the source classifier, (V, K).
+    pub source_logits: Vec<Vec<f64>>,
     /// Where the answer needed it.
     pub verdict: Option<Verdict>,
 }

@@ -333,16 +333,18 @@ anchor_pull = 0.0
 anchor_pull_shut = 0.0
 anchor_pull_retreat = 0.5
 distance_max = 1000.0
+norm_pace = 0.1
+stretch = { enabled = true, threshold = 0.0, sharpness = 30.0 }
 [adapt.optimizer]
 kind = "sgd"
 momentum = 0.9
 [adapt.gate]
 memory_frames = 32.0
 margin = -1.0
-answer_margin = -1.0
 diversity_slack = 1.0
 tolerance = 1.0
 confidence_min = 0.0
+consistency = 0.0
 [adapt.condition]
 steps_per_window = 1
 draws_per_step = 1

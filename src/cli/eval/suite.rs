@@ -20,8 +20,8 @@ use std::error::Error;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 const HEADING: &str = "Suite";
 
@@ -108,7 +108,7 @@ fn subject(path: &Path, sets: &[String]) -> Result<Subject, Box<dyn Error>> {
     let bundle = read_bundle(&config)?;
     let hashes = &config.bundle.files.hashes;
     let hash = blake3::hash(&std::fs::read(hashes).map_err(|error| format!("file {}: {error}", hashes.display()))?).to_hex().to_string();
-    Ok(Subject { name: architecture(&bundle).to_owned(), bundle, adapt: config.adapt, hash })
+    Ok(Subject { name: architecture(&bundle).to_owned(), bundle, adapt: config.adapt, hash, importance: OnceLock::new() })
 }
 
 fn architecture(bundle: &Bundle) -> &'static str {

@@ -1,11 +1,12 @@
 //! What a method is to the lab: a window of frames in, the answer of each out, and the passes that it took.
 
-use super::student::{Student, Teacher};
+use super::student::{Student, Teacher, Weights};
 use crate::bundle::Bundle;
 use crate::learner::{AdaptError, Classifier, Judge, OptimizerConfig, TrainablePart};
 use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape};
 use crate::noise::NoiseKey;
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 
 /// A method of test-time adaptation.
 pub trait Competitor {
@@ -112,6 +113,8 @@ pub struct Setting<'a> {
     pub timesteps: &'a [u32],
     /// Clean images (N, C, H, W) that EATA measures the importance of parameters on.
     pub source_images: &'a [f32],
+    /// That importance, once it is measured: of one bundle and one set of images.
+    pub importance: &'a OnceLock<Weights>,
     pub tuning: Tuning,
 }
 

@@ -48,7 +48,13 @@ impl Eata {
     pub fn new(setting: &Setting) -> Result<Self, AdaptError> {
         assert!(!setting.source_images.is_empty(), "EATA measures importance on source images, and got none");
         let mut eata = Self::without_fisher(setting, CHOICES)?;
-        eata.fisher = fisher(&eata.student, setting)?;
+        eata.fisher = match setting.importance.get() {
+            Some(importance) => importance.clone(),
+            None => {
+                let importance = fisher(&eata.student, setting)?;
+                setting.importance.get_or_init(|| importance).clone()
+            }
+        };
         Ok(eata)
     }
 

@@ -42,4 +42,5 @@ pub use roid::Roid;
 pub use rotta::Rotta;
 pub use sar::Sar;
 pub use stretched::Stretched;
+pub use student::Weights;
 pub use tent::Tent;

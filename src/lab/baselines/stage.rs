@@ -1,15 +1,18 @@
 //! Where the competitors are tested: tiny models, random frames.
 
 use super::competitor::{Setting, Tuning};
+use super::student::Weights;
 use crate::bundle::Bundle;
 use crate::learner::AdaptConfig;
 use crate::model::{ClassConditioning, ClassifierConfig, ResNetConfig};
 use crate::tiny;
+use std::sync::OnceLock;
 
 pub struct Stage {
     pub bundle: Bundle,
     config: AdaptConfig,
     source_images: Vec<f32>,
+    importance: OnceLock<Weights>,
 }
 
 impl Stage {
@@ -18,7 +21,12 @@ impl Stage {
     }
 
     pub fn with(conditioning: ClassConditioning) -> Self {
-        Self { bundle: tiny::bundle(1, conditioning), config: tiny::config(), source_images: images(tiny::CLASSES, 9) }
+        Self {
+            bundle: tiny::bundle(1, conditioning),
+            config: tiny::config(),
+            source_images: images(tiny::CLASSES, 9),
+            importance: OnceLock::new(),
+        }
     }
 
     /// With a classifier that has batch norm.
@@ -37,6 +45,7 @@ impl Stage {
             window: self.config.window,
             timesteps: &self.config.timesteps,
             source_images: &self.source_images,
+            importance: &self.importance,
             tuning,
         }
     }

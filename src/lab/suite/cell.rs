@@ -1,13 +1,14 @@
 //! What is run at a time: one method on one stream, with all that its result depends on.
 
 use crate::bundle::Bundle;
-use crate::lab::baselines::Tuning;
+use crate::lab::baselines::{Tuning, Weights};
 use crate::lab::corruptions::Table;
 use crate::lab::dataset::Labelled;
 use crate::lab::methods::{COMPETITOR_WINDOW, Method, published};
 use crate::lab::streams::{Calibration, Stream};
 use crate::learner::AdaptConfig;
 use serde::Serialize;
+use std::sync::OnceLock;
 
 /// Frames, and the order in which they come.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,6 +39,8 @@ pub struct Subject {
     pub adapt: AdaptConfig,
     /// BLAKE3 of the bundle's list of hashes.
     pub hash: String,
+    /// What EATA measured on source images.
+    pub importance: OnceLock<Weights>,
 }
 
 /// What streams and methods are made from, next to the model.

@@ -45,6 +45,7 @@ pub fn run_cell(
             frames,
             seed: cell.scenario.seed,
             source_images: &materials.source_images,
+            importance: &subject.importance,
             tuning: materials.tuning,
             clock: processor_seconds,
         };
