@@ -75,9 +75,12 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     let agreement = |answer: &dyn Fn(usize) -> usize| mean(&|n| evidence.verdicts[n].share_naming(answer(n)));
     let draws = update(state, "draw_agreement", mean(&|n| evidence.verdicts[n].draw_agreement()), pace);
     let views = evidence.source_logits.first().map_or(0, Vec::len);
-    let of_view = |view: usize| agreement(&|n| argmax(&evidence.source_logits[n][view]));
-    let of_views: Vec<f64> = (0..views).map(|view| update(state, &format!("source_agreement view {view}"), of_view(view), pace)).collect();
-    state.mixture.stretched_share = stretched_share(&of_views, &config.stretch);
+    let mut of_views = |name: &str, logits: &[Vec<Vec<f64>>]| -> Vec<f64> {
+        (0..views).map(|v| update(state, &format!("{name} view {v}"), agreement(&|n| argmax(&logits[n][v])), pace)).collect()
+    };
+    let source_views = of_views("source_agreement", evidence.source_logits);
+    let adapted_views = of_views("adapted_agreement", evidence.logits);
+    state.mixture.stretched_share = stretched_share(&adapted_views, &config.stretch);
     let mixture = state.mixture;
     let mut mixed = |name: &str, logits: &[Vec<Vec<f64>>]| update(state, name, agreement(&|n| argmax(&mixture.logits(&logits[n]))), pace);
     let source = mixed("source_agreement", evidence.source_logits);
@@ -90,12 +93,12 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     let judge_diversity = diversity("judge", &|n, k| evidence.verdicts[n].share_naming(k));
     let source_diversity = diversity("source", &|n, k| f64::from(u8::from(argmax(&evidence.source_logits[n][0]) == k)));
     let judge_accuracy = statistics.judge_accuracy * (draws / statistics.draw_agreement).sqrt();
-    let best_view = of_views.into_iter().fold(0.0, f64::max);
-    let source_accuracy = (best_view / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
+    let best = |views: &[f64]| views.iter().copied().fold(0.0, f64::max);
+    let source_accuracy = (best(&source_views) / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
     let confidence = mean(&|n| confidence(evidence, config, statistics, mixture, n));
     let estimated_accuracy = update(state, "estimated_accuracy", confidence, pace);
     let is_diverse = judge_diversity >= source_diversity - config.gate.diversity_slack;
-    let is_consistent = best_view >= config.gate.consistency * draws;
+    let is_consistent = best(&source_views).max(best(&adapted_views)) >= config.gate.consistency * draws;
     state.mixture.is_judge_heard = is_diverse && is_consistent && judge_accuracy >= source_accuracy + config.gate.margin;
     let decision = if adapted < source - config.gate.tolerance {
         Decision::Retreat
