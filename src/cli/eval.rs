@@ -1,5 +1,6 @@
 //! `undrift eval`: methods side by side on labelled frames.
 
+mod ablations;
 mod suite;
 
 use super::source::{LabelledPayload, SourceArguments};
@@ -36,6 +37,8 @@ Examples:
     undrift eval --suite full --seeds 5
   Some cells of it again, and the report with all that there is:
     rm results/*-undrift.json; undrift eval --suite full --seeds 5 --methods undrift
+  What each part of the method is worth:
+    undrift eval --stream continual --length 3750 --ablations configs/fashion-mnist/ablations.toml
   The figures and the report alone:
     undrift eval --suite full --seeds 5 --report-only --json -";
 
@@ -47,6 +50,9 @@ pub struct Eval {
     /// Methods, separated by commas [default: source,undrift; with --suite, its own]
     #[arg(long, value_enum, value_delimiter = ',')]
     methods: Vec<Method>,
+    /// Run the daemon's own method once for each variant in this file, instead of --methods
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["suite", "methods"])]
+    ablations: Option<PathBuf>,
     #[command(flatten)]
     suite: SuiteArguments,
     #[command(flatten)]
@@ -71,9 +77,10 @@ const METHODS: [Method; 2] = [Method::Source, Method::Undrift];
 const BAR: &str = "{msg:>20} {bar:30} {pos}/{len} {per_sec} {eta} left";
 
 pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
-    match eval.suite.suite {
-        Some(suite) => suite::run(eval, suite),
-        None => compare(eval),
+    match (&eval.ablations, eval.suite.suite) {
+        (Some(variants), _) => ablations::run(eval, variants),
+        (None, Some(suite)) => suite::run(eval, suite),
+        (None, None) => compare(eval),
     }
 }
 

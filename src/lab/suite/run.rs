@@ -47,20 +47,12 @@ pub fn run_cell(
             source_images: &materials.source_images,
             importance: &subject.importance,
             tuning: materials.tuning,
-            clock: processor_seconds,
+            clock: methods::processor_seconds,
         };
         answers.append(methods::evaluate(cell.method, &trial, &shown)?);
     }
     let fingerprint = cell.fingerprint(subject, materials, calibration);
     Ok(Record::new(cell, fingerprint, &answers, runs.iter().flatten()))
-}
-
-/// Processor time of this thread so far, as Linux counts it: a clock on the wall would count the other cells, too. Where it is not told,
-/// that clock has to do.
-fn processor_seconds() -> f64 {
-    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let nanoseconds: Option<f64> = told.and_then(|text| text.split(' ').next()?.parse().ok());
-    nanoseconds.map_or_else(methods::wall_seconds, |nanoseconds| 1e-9 * nanoseconds)
 }
 
 /// All frames, parted where adaptation starts afresh.

@@ -1,0 +1,134 @@
+//! `undrift eval --ablations`: this daemon's method with one thing changed at a time.
+
+use super::{Eval, decoded, runs, say};
+use crate::bundle::Bundle;
+use crate::config::Config;
+use crate::frame::Frame;
+use crate::lab::baselines::{Passes, Tuning};
+use crate::lab::methods::{self, Answers, COMPETITOR_WINDOW, Method, Trial};
+use crate::lab::suite::in_parallel;
+use crate::lab::summary::{WINDOW_FRAMES, points, worst_window_delta};
+use crate::learner::AdaptConfig;
+use crate::shell::bundle_reader::read_bundle;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use std::error::Error;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock};
+
+/// A file of variants.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ablations {
+    variant: Vec<Variant>,
+}
+
+/// What is changed: keys as `--set` takes them.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Variant {
+    name: String,
+    set: Vec<String>,
+}
+
+/// What came of it; accuracies and differences from 0 to 1.
+#[derive(Clone, Serialize)]
+struct Row {
+    name: String,
+    set: Vec<String>,
+    accuracy: f64,
+    /// Minus the source's.
+    gain: f64,
+    /// The least gain over any 500 frames in a row.
+    worst_window_gain: f64,
+    frames_per_second: f64,
+    passes_per_frame: Passes,
+}
+
+pub fn run(eval: &Eval, path: &Path) -> Result<(), Box<dyn Error>> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("file {}: {error}", path.display()))?;
+    let Ablations { variant: variants } = toml::from_str(&text).map_err(|error| format!("file {}: {error}", path.display()))?;
+    let config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
+    let bundle = read_bundle(&config)?;
+    let payloads = eval.source.load()?;
+    let runs = runs(decoded(&payloads, &config, &bundle)?, &payloads);
+    let adapt = |variant: &Variant| -> Result<AdaptConfig, Box<dyn Error>> {
+        let sets: Vec<String> = eval.sets.iter().chain(&variant.set).cloned().collect();
+        let config = Config::load(&eval.config, &sets, std::env::vars()).map_err(|error| format!("variant {:?}: {error}", variant.name))?;
+        Ok(config.adapt)
+    };
+    let variants: Vec<(Variant, AdaptConfig)> =
+        variants.into_iter().map(|variant| adapt(&variant).map(|adapt| (variant, adapt))).collect::<Result<_, _>>()?;
+    let bar = ProgressBar::new((payloads.len() * variants.len()) as u64).with_message("ablations");
+    bar.set_style(ProgressStyle::with_template(super::BAR)?);
+    let (seed, window) = (eval.source.seed(), eval.source.window().unwrap_or(COMPETITOR_WINDOW));
+    let answers = |method, adapt: &AdaptConfig| answers(method, &bundle, adapt, window, &runs, seed, || bar.inc(1));
+    let source = answers(Method::Source, &config.adapt)?;
+    let rows = Mutex::new(vec![None; variants.len()]);
+    let indices: Vec<usize> = (0..variants.len()).collect();
+    let work = |&index: &usize| -> Result<(), Box<dyn Error + Send + Sync>> {
+        let (variant, adapt) = &variants[index];
+        let row = row(variant, &source, &answers(Method::Undrift, adapt).map_err(|error| format!("variant {:?}: {error}", variant.name))?);
+        rows.lock().expect("no work panics")[index] = Some(row);
+        Ok(())
+    };
+    in_parallel(std::thread::available_parallelism()?, &indices, work).map_err(|error| -> Box<dyn Error> { error })?;
+    bar.finish();
+    let rows: Vec<Row> = rows.into_inner().expect("no work panics").into_iter().flatten().collect();
+    say(eval, &serde_json::json!({ "source_accuracy": accuracy(&source), "variants": rows }), &table(&source, &rows))
+}
+
+fn answers(
+    method: Method,
+    bundle: &Bundle,
+    adapt: &AdaptConfig,
+    window: usize,
+    runs: &[Vec<Frame>],
+    seed: u64,
+    shown: impl Fn(),
+) -> Result<Answers, Box<dyn Error>> {
+    let mut answers = Answers::default();
+    for frames in runs {
+        let clock = methods::processor_seconds;
+        let importance = &OnceLock::new();
+        let trial = Trial { bundle, config: adapt, window, frames, seed, source_images: &[], importance, tuning: Tuning::default(), clock };
+        answers.append(methods::evaluate(method, &trial, &shown)?);
+    }
+    Ok(answers)
+}
+
+fn accuracy(answers: &Answers) -> f64 {
+    crate::lab::evaluate::accuracy(answers.hits.iter().copied())
+}
+
+fn row(variant: &Variant, source: &Answers, answers: &Answers) -> Row {
+    let pairs: Vec<(bool, bool)> = source.hits.iter().copied().zip(answers.hits.iter().copied()).collect();
+    let frames = answers.hits.len() as f64;
+    Row {
+        name: variant.name.clone(),
+        set: variant.set.clone(),
+        accuracy: accuracy(answers),
+        gain: accuracy(answers) - accuracy(source),
+        worst_window_gain: worst_window_delta(&pairs, WINDOW_FRAMES),
+        frames_per_second: frames / answers.seconds,
+        passes_per_frame: answers.passes.per_frame(frames),
+    }
+}
+
+fn table(source: &Answers, rows: &[Row]) -> String {
+    let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+    let mut text =
+        format!("source: {:.1} %\n\n{:width$}  accuracy  gain  worst 500  frames/s  diffusion passes\n", 100.0 * accuracy(source), "");
+    for row in rows {
+        text += &format!(
+            "{:width$} {:7.1} % {:>5} {:>10} {:9.0} {:>17.1}\n",
+            row.name,
+            100.0 * row.accuracy,
+            points(row.gain),
+            points(row.worst_window_gain),
+            row.frames_per_second,
+            row.passes_per_frame.diffusion_forward + row.passes_per_frame.diffusion_backward,
+        );
+    }
+    text
+}
