@@ -63,6 +63,11 @@ impl NoiseKey {
         Self::from_hash(hasher.finalize().as_bytes())
     }
 
+    /// Key and upper half of the counter, for a kernel that makes the same noise.
+    pub fn philox_words(&self) -> [u32; 4] {
+        [self.philox[0], self.philox[1], self.counter[0], self.counter[1]]
+    }
+
     fn from_hash(hash: &[u8; 32]) -> Self {
         let word = |i: usize| u32::from_le_bytes([hash[4 * i], hash[4 * i + 1], hash[4 * i + 2], hash[4 * i + 3]]);
         Self { philox: [word(0), word(1)], counter: [word(2), word(3)] }

@@ -35,6 +35,12 @@ impl Schedule {
         self.alphas_cumprod[timestep.0 as usize]
     }
 
+    /// (sqrt(alphas_cumprod[t]), sqrt(1 - alphas_cumprod[t])): the shares of signal and noise in x_t.
+    pub fn signal_and_spread(&self, timestep: Timestep) -> (f32, f32) {
+        let alpha_cumprod = self.alpha_cumprod(timestep);
+        (alpha_cumprod.sqrt() as f32, (1.0 - alpha_cumprod).sqrt() as f32)
+    }
+
     /// Writes x_t = sqrt(alphas_cumprod[t]) x_start + sqrt(1 - alphas_cumprod[t]) noise.
     ///
     /// # Panics
@@ -42,8 +48,7 @@ impl Schedule {
     pub fn q_sample(&self, x_start: &[f32], timestep: Timestep, noise: &[f32], x_t: &mut [f32]) {
         assert_eq!(x_start.len(), noise.len(), "length of the noise");
         assert_eq!(x_start.len(), x_t.len(), "length of x_t");
-        let alpha_cumprod = self.alpha_cumprod(timestep);
-        let (signal, spread) = (alpha_cumprod.sqrt() as f32, (1.0 - alpha_cumprod).sqrt() as f32);
+        let (signal, spread) = self.signal_and_spread(timestep);
         for ((x_t, &x_start), &noise) in x_t.iter_mut().zip(x_start).zip(noise) {
             *x_t = spread.mul_add(noise, signal * x_start);
         }

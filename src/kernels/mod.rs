@@ -12,6 +12,7 @@ mod batch_norm;
 mod class_errors;
 mod depthwise;
 mod elementwise;
+pub mod launch;
 mod linear;
 mod matmul;
 mod normalize;

@@ -1,0 +1,236 @@
+//! The CUDA kernels give the bits of the CPU: their source, compiled as C++.
+//!
+//! Each case has odd sizes, each run starts its buffers at another offset, and every element of every output is compared.
+//! Without a C++ compiler (`CXX`, else `c++`) these tests fail.
+
+use candle_core::{Device as TensorDevice, Tensor};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use undrift::diffusion::{Schedule, Timestep};
+use undrift::kernels;
+use undrift::kernels::launch::{Draw, GramSizes, Launch, NormSizes, SampleSizes};
+use undrift::model::{ImageShape, TrunkConfig};
+use undrift::noise::NoiseKey;
+
+const SEED: u64 = 4;
+/// Values that the cases of one kernel have at least, together.
+const ELEMENTS_MIN: usize = 10_000_000;
+
+#[derive(Debug)]
+enum Sizes {
+    Sample(SampleSizes),
+    Gram(GramSizes),
+    Norm(NormSizes),
+}
+
+/// A kernel's inputs, and what the CPU makes of them.
+struct Case {
+    sizes: Sizes,
+    draws: Vec<Draw>,
+    /// In the order of the kernel's arguments, without the draws.
+    inputs: Vec<Vec<f32>>,
+    /// Bytes of each output.
+    expected: Vec<Vec<u8>>,
+}
+
+impl Case {
+    fn launch(&self) -> Launch {
+        match self.sizes {
+            Sizes::Sample(sizes) => Launch::q_sample(sizes),
+            Sizes::Gram(sizes) => Launch::gram_terms(sizes),
+            Sizes::Norm(sizes) => Launch::modulated_norm(sizes),
+        }
+        .expect("sizes within the limits")
+    }
+}
+
+fn normal(purpose: &str, index: usize, count: usize) -> Vec<f32> {
+    let mut values = vec![0f32; count];
+    NoiseKey::from_seed(SEED, purpose, index as u64).fill_normal(0, &mut values);
+    values
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
+    Tensor::from_slice(values, shape, &TensorDevice::Cpu).expect("as many values as the shape says")
+}
+
+/// `per_image` draws of each image, with their timesteps.
+fn draws(images: usize, per_image: usize, schedule: &Schedule) -> (Vec<Draw>, Vec<Timestep>) {
+    let draw = |n: usize| {
+        let (image, number) = ((n / per_image) as u32, (n % per_image) as u32);
+        let key = NoiseKey::from_seed(SEED, "draws", u64::from(image));
+        let timestep = Timestep(key.uniform_below(number, schedule.num_timesteps()));
+        let (signal, spread) = schedule.signal_and_spread(timestep);
+        (Draw { key, number, image, signal, spread }, timestep)
+    };
+    (0..images * per_image).map(draw).unzip()
+}
+
+fn sample_case(images: usize, per_image: usize, elements: usize) -> Case {
+    let schedule = Schedule::linear(1000);
+    let (draws, timesteps) = draws(images, per_image, &schedule);
+    let x_start = normal("x_start", elements, images * elements);
+    let (mut noise, mut x_t) = (vec![0f32; elements], vec![0f32; draws.len() * elements]);
+    for ((draw, &timestep), x_t) in draws.iter().zip(&timesteps).zip(x_t.chunks_exact_mut(elements)) {
+        draw.key.fill_normal(draw.number, &mut noise);
+        schedule.q_sample(&x_start[draw.image as usize * elements..][..elements], timestep, &noise, x_t);
+    }
+    let sizes = Sizes::Sample(SampleSizes { images, draws: draws.len(), elements });
+    Case { sizes, draws, inputs: vec![x_start], expected: vec![bytes(&x_t)] }
+}
+
+fn sample_cases() -> Vec<Case> {
+    [(1, 1, 1), (2, 3, 3), (3, 2, 385), (5, 7, 784), (4, 16, 3442), (2, 5, 1_000_003)].map(|(i, n, e)| sample_case(i, n, e)).into()
+}
+
+fn gram_case(per_image: usize, classes: usize, (channels, height, width): (usize, usize, usize), patch: usize) -> Case {
+    let image = ImageShape { channels, height, width };
+    let trunk = TrunkConfig { image, patch, patch_window: patch, hidden: 4, depth: 1, heads: 1, mlp_ratio: 1 };
+    let (draws, _) = draws(2, per_image, &Schedule::linear(1000));
+    let mut noise = vec![0f32; draws.len() * image.elements()];
+    for (draw, noise) in draws.iter().zip(noise.chunks_exact_mut(image.elements())) {
+        draw.key.fill_normal(draw.number, noise);
+    }
+    let pred_noise = normal("pred_noise", classes, draws.len() * classes * image.elements());
+    let shape = [draws.len(), trunk.tokens(), classes * trunk.patch_elements()];
+    let terms = kernels::gram_terms(&tensor(&pred_noise, &shape), &trunk.patches(&noise), classes).expect("Gram terms");
+    let gram = terms.iter().flat_map(|terms| &terms.gram).flat_map(|value| value.to_le_bytes()).collect();
+    let cross = terms.iter().flat_map(|terms| &terms.cross).flat_map(|value| value.to_le_bytes()).collect();
+    let sizes = Sizes::Gram(GramSizes { draws: draws.len(), classes, channels, height, width, patch });
+    Case { sizes, draws, inputs: vec![pred_noise], expected: vec![gram, cross] }
+}
+
+fn gram_cases() -> Vec<Case> {
+    // The shipped bundle's sizes; patches that share no counter's edges; tiles of one token and of many; many blocks of pairs.
+    vec![
+        gram_case(1, 1, (1, 1, 1), 1),
+        gram_case(40, 10, (1, 32, 32), 4),
+        gram_case(3, 7, (3, 15, 21), 3),
+        gram_case(1, 3, (3, 72, 108), 36),
+        gram_case(2, 5, (1, 99, 96), 3),
+        gram_case(1, 130, (4, 16, 16), 2),
+        gram_case(3, 10, (3, 224, 224), 16),
+    ]
+}
+
+fn norm_case(images: usize, tokens: usize, hidden: usize, stride: usize) -> Case {
+    let mut x = normal("x", hidden, images * tokens * hidden);
+    // Rows of extremes: minus zero, subnormal, large, all alike.
+    for (row, row_values) in x.chunks_exact_mut(hidden).enumerate() {
+        match row % 9 {
+            5 => row_values.fill(-0.0),
+            6 => row_values.iter_mut().for_each(|value| *value *= 1e-41),
+            7 => row_values.iter_mut().for_each(|value| *value *= 1e15),
+            8 => row_values.fill(0.3),
+            _ => {}
+        }
+    }
+    let (rows, width) = if stride == 0 { (1, hidden) } else { (images, stride) };
+    let modulations = ["shift", "scale"].map(|purpose| normal(purpose, hidden, rows * width));
+    let [shift, scale] = modulations.each_ref().map(|values| tensor(values, &[rows, width]).narrow(1, 0, hidden).expect("a part"));
+    let y = kernels::modulated_norm(&tensor(&x, &[images, tokens, hidden]), &shift, &scale).expect("a norm");
+    let y = y.flatten_all().and_then(|y| y.to_vec1::<f32>()).expect("values");
+    // What follows the last row's modulation is not the kernel's to read.
+    let [shift, scale] = modulations.map(|values| values[..(rows - 1) * width + hidden].to_vec());
+    let sizes = Sizes::Norm(NormSizes { images, tokens, hidden, stride });
+    Case { sizes, draws: Vec::new(), inputs: vec![x, shift, scale], expected: vec![bytes(&y)] }
+}
+
+fn norm_cases() -> Vec<Case> {
+    let sizes =
+        [(1, 1, 1, 0), (2, 9, 15, 15), (3, 7, 16, 0), (5, 64, 96, 576), (3, 11, 1153, 2306), (7, 49, 1152, 0), (131, 64, 1201, 1201)];
+    sizes.map(|(n, t, d, stride)| norm_case(n, t, d, stride)).into()
+}
+
+/// In which the threads of a block take their turns, where they take turns.
+#[derive(Clone, Copy)]
+enum Order {
+    Forward = 0,
+    Backward = 1,
+}
+
+/// The kernels' source as a program for the CPU.
+struct Shim(PathBuf);
+
+impl Shim {
+    fn build(name: &str) -> Self {
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+        let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let mut command = Command::new(&compiler);
+        command.args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-I", "src/kernels"]);
+        if cfg!(target_arch = "x86_64") {
+            command.arg("-mfma");
+        }
+        let built = command.args(["tests/shim/main.cpp", "-o"]).arg(&program).status();
+        let built = built.unwrap_or_else(|error| panic!("these tests need a C++ compiler: failed to run {compiler}: {error}"));
+        assert!(built.success(), "{compiler} failed on tests/shim/main.cpp: {built}");
+        Self(program)
+    }
+
+    /// Buffers start `offset` values into their memory.
+    fn run(&self, case: &Case, offset: usize, order: Order) -> Vec<Vec<u8>> {
+        let launch = case.launch();
+        let mut inputs: Vec<Vec<u8>> = case.inputs.iter().map(|values| bytes(values)).collect();
+        if !case.draws.is_empty() {
+            inputs.push(case.draws.iter().flat_map(Draw::words).flat_map(u32::to_le_bytes).collect());
+        }
+        launch.check(&inputs.iter().map(|input| input.len() / 4).collect::<Vec<_>>(), &launch.outputs).expect("inputs of the launch");
+        let mut numbers = vec![launch.grid.0 as usize, launch.grid.1 as usize, offset, order as usize];
+        let sizes: Vec<usize> = launch.sizes.iter().map(|&size| size as usize).collect();
+        for list in [&sizes, &launch.inputs, &launch.outputs] {
+            numbers.push(list.len());
+            numbers.extend(list);
+        }
+        let child = Command::new(&self.0).arg(launch.kernel).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.expect("the program that was just built starts");
+        // It reads all before it writes, so neither pipe blocks the other.
+        let mut stdin = child.stdin.take().expect("a pipe");
+        let numbers = numbers.iter().flat_map(|&number| (number as u64).to_le_bytes()).collect();
+        for part in std::iter::once(&numbers).chain(&inputs) {
+            stdin.write_all(part).expect("the kernel takes its inputs");
+        }
+        drop(stdin);
+        let finished = child.wait_with_output().expect("its outputs");
+        assert!(finished.status.success(), "{} {:?}: {}", launch.kernel, case.sizes, finished.status);
+        let mut rest = finished.stdout.as_slice();
+        case.expected.iter().map(|expected| rest.split_off(..expected.len()).expect("all outputs").to_vec()).collect()
+    }
+}
+
+/// Runs `cases` in both orders, each run at another offset, and holds all outputs against the CPU's.
+fn assert_same_bits(cases: Vec<Case>, run: impl Fn(&Case, usize, Order) -> Vec<Vec<u8>>) {
+    let orders = cases.iter().flat_map(|case| [(case, Order::Forward), (case, Order::Backward)]);
+    for (index, (case, order)) in orders.enumerate() {
+        let outputs = run(case, 1 + index % 3, order);
+        for (position, (output, expected)) in outputs.iter().zip(&case.expected).enumerate() {
+            let differing: u32 = output.iter().zip(expected).map(|(left, right)| (left ^ right).count_ones()).sum();
+            assert_eq!((differing, output.len()), (0, expected.len()), "differing bits of output {position}, {:?}", case.sizes);
+        }
+    }
+    let elements: usize = cases.iter().map(|case| case.inputs[0].len().max(case.expected[0].len() / 4)).sum();
+    println!("{}: 0 differing bits, {elements} elements, seed {SEED}", cases[0].launch().kernel);
+    assert!(elements >= ELEMENTS_MIN, "{elements} elements");
+}
+
+#[test]
+fn cuda_source_samples_noise_with_the_bits_of_the_cpu() {
+    let shim = Shim::build("sample-shim");
+    assert_same_bits(sample_cases(), |case, offset, order| shim.run(case, offset, order));
+}
+
+#[test]
+fn cuda_source_sums_gram_terms_with_the_bits_of_the_cpu() {
+    let shim = Shim::build("gram-shim");
+    assert_same_bits(gram_cases(), |case, offset, order| shim.run(case, offset, order));
+}
+
+#[test]
+fn cuda_source_normalises_with_the_bits_of_the_cpu() {
+    let shim = Shim::build("norm-shim");
+    assert_same_bits(norm_cases(), |case, offset, order| shim.run(case, offset, order));
+}
