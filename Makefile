@@ -27,11 +27,12 @@ KERNELS := q_sample gram_terms modulated_norm
 
 test: servers check-ptx
 	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" \
-		$(CARGO) test --release --no-fail-fast -- --nocapture
+		$(CARGO) test --release --features cuda --no-fail-fast -- --nocapture
 
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
+	$(CARGO) clippy --release --all-targets --features cuda -- -D warnings
 
 servers: $(NATS_NEW)
 	@for package in $(APT_PACKAGES); do \

@@ -1,4 +1,4 @@
-//! The CUDA kernels give the bits of the CPU: their source, compiled as C++.
+//! The CUDA kernels give the bits of the CPU: their source, compiled as C++, and a GPU where there is one.
 //!
 //! Each case has odd sizes, each run starts its buffers at another offset, and every element of every output is compared.
 //! Without a C++ compiler (`CXX`, else `c++`) these tests fail.
@@ -251,5 +251,55 @@ fn checked_in_ptx_rounds_each_operation_as_ieee_754_does() {
             }
         }
         assert!(count > 10, "{kernel}: {count} operations on floats");
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::{Case, Sizes, assert_same_bits, gram_cases, norm_cases, sample_cases};
+    use undrift::kernels::cuda::{Device, DeviceError};
+
+    fn run(device: &Device, case: &Case, offset: usize) -> Result<Vec<Vec<u8>>, DeviceError> {
+        let draws = device.upload_draws(&case.draws)?;
+        let shifted = |values: &Vec<f32>| device.upload(&[vec![0.0; offset], values.clone()].concat());
+        let inputs = case.inputs.iter().map(shifted).collect::<Result<Vec<_>, _>>()?;
+        let input = |position: usize| inputs[position].slice(offset..);
+        let poisoned = |count: usize| device.upload(&vec![f32::NAN; offset + count]);
+        let bytes = |values: Vec<f32>| super::bytes(&values);
+        Ok(match case.sizes {
+            Sizes::Sample(sizes) => {
+                let mut x_t = poisoned(sizes.draws * sizes.elements)?;
+                device.q_sample(sizes, &input(0), &draws, &mut x_t.slice_mut(offset..))?;
+                vec![bytes(device.download(&x_t.slice(offset..))?)]
+            }
+            Sizes::Gram(sizes) => {
+                let pairs = sizes.classes * sizes.classes;
+                let mut gram = device.zeros::<f64>(offset + sizes.draws * pairs)?;
+                let mut cross = device.zeros::<f64>(offset + sizes.draws * sizes.classes)?;
+                device.gram_terms(sizes, &input(0), &draws, (&mut gram.slice_mut(offset..), &mut cross.slice_mut(offset..)))?;
+                let bytes = |values: Vec<f64>| values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                vec![bytes(device.download(&gram.slice(offset..))?), bytes(device.download(&cross.slice(offset..))?)]
+            }
+            Sizes::Norm(sizes) => {
+                let mut y = poisoned(sizes.images * sizes.tokens * sizes.hidden)?;
+                device.modulated_norm(sizes, &input(0), (&input(1), &input(2)), &mut y.slice_mut(offset..))?;
+                vec![bytes(device.download(&y.slice(offset..))?)]
+            }
+        })
+    }
+
+    #[test]
+    fn a_gpu_gives_the_bits_of_the_cpu() {
+        let device = match Device::open(0) {
+            Ok(device) => device,
+            Err(error) => {
+                eprintln!("NOT RUN: a_gpu_gives_the_bits_of_the_cpu, as there is no GPU: {error}");
+                return;
+            }
+        };
+        println!("on {}", device.name().expect("a name"));
+        for cases in [sample_cases(), gram_cases(), norm_cases()] {
+            assert_same_bits(cases, |case, offset, _| run(&device, case, offset).expect("a run"));
+        }
     }
 }

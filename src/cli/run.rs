@@ -2,6 +2,8 @@
 
 use super::check_config::{ConfigArguments, EX_CONFIG};
 use crate::config::LogFormat;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::shell::daemon;
 use clap::Args;
 use std::process::ExitCode;
@@ -31,6 +33,8 @@ pub fn run(command: &Run) -> ExitCode {
         }
     };
     start_log(config.log.format);
+    #[cfg(feature = "cuda")]
+    log_gpu();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(ASYNC_THREADS).thread_name("async").enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -48,6 +52,15 @@ pub fn run(command: &Run) -> ExitCode {
             eprintln!("undrift: {error}");
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// One line: whether this machine's GPU takes the kernels. The models run on the CPU either way.
+#[cfg(feature = "cuda")]
+fn log_gpu() {
+    match cuda::Device::open(0).and_then(|device| device.name()) {
+        Ok(name) => tracing::info!(name, "the GPU takes the CUDA kernels; the models run on the CPU"),
+        Err(error) => tracing::info!(%error, "no GPU: everything runs on the CPU"),
     }
 }
 

@@ -10,6 +10,8 @@
 mod attention;
 mod batch_norm;
 mod class_errors;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod depthwise;
 mod elementwise;
 pub mod launch;
