@@ -94,7 +94,7 @@ fn a_frozen_linear_layer_passes_the_gradient_of_its_input_only() {
 #[test]
 fn gram_terms_are_the_inner_products_of_the_predictions() {
     let (pred_noise, noise) = (random(1, &[1, 3, 8]), random(2, &[12]).to_vec1::<f32>().expect("a vector"));
-    let terms = kernels::gram_terms(&pred_noise, &noise, 2).expect("terms").remove(0);
+    let terms = kernels::gram_terms(&pred_noise.flatten_all().and_then(|e| e.to_vec1::<f32>()).expect("a vector"), &noise, 2, 4);
     let errors = kernels::class_errors(&pred_noise, Arc::new(noise.clone()), 2).and_then(|e| e.to_vec2::<f32>()).expect("errors");
     let energy = noise.iter().map(|&n| f64::from(n) * f64::from(n)).sum::<f64>() / 12.0;
     for (with_constant, without) in errors[0].iter().zip(terms.errors()) {

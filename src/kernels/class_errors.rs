@@ -1,7 +1,8 @@
 //! How well each class explains the noise: errors for training, Gram terms for the `score` objective.
 
-use super::slices::{tensor, values, with_values};
+use super::slices::{LANES, tensor, values, with_values};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use pulp::Arch;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -91,38 +92,43 @@ impl GramTerms {
     }
 }
 
-/// Gram terms of each image of a draw: `pred_noise` (N, T, K P), `noise` (N, T, P).
-pub fn gram_terms(pred_noise: &Tensor, noise: &[f32], classes: usize) -> Result<Vec<GramTerms>> {
-    let (n, t, width) = pred_noise.dims3()?;
-    let (k, p) = (classes, width / classes);
-    if width % classes != 0 || noise.len() != n * t * p {
-        bail!("gram terms: predictions {:?}, {classes} classes, noise of {} values", pred_noise.dims(), noise.len());
-    }
-    with_values(pred_noise, |pred_noise| {
-        Ok(pred_noise.par_chunks(t * width).zip(noise.par_chunks(t * p)).map(|(e, noise)| gram_of_image(e, noise, k, p)).collect())
-    })
+/// Gram terms of one draw of one image: `pred_noise` (T, K P), `noise` (T, P).
+///
+/// # Panics
+/// When lengths do not match: a bug of the caller.
+pub fn gram_terms(pred_noise: &[f32], noise: &[f32], classes: usize, patch_elements: usize) -> GramTerms {
+    let (k, p) = (classes, patch_elements);
+    assert_eq!(pred_noise.len(), noise.len() * k, "predictions of {k} classes");
+    let elements = noise.len() as f64;
+    let mut terms = GramTerms { gram: vec![0.0; k * k], cross: vec![0.0; k] };
+    let of_class = |class: usize| pred_noise.chunks_exact(k * p).map(move |tokens| &tokens[class * p..(class + 1) * p]);
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for j in 0..k {
+                terms.cross[j] = inner(of_class(j), noise.chunks_exact(p)) / elements;
+                for i in j..k {
+                    terms.gram[j * k + i] = inner(of_class(j), of_class(i)) / elements;
+                    terms.gram[i * k + j] = terms.gram[j * k + i];
+                }
+            }
+        },
+    );
+    terms
 }
 
-fn gram_of_image(pred_noise: &[f32], noise: &[f32], k: usize, p: usize) -> GramTerms {
-    let inner = |a: &[f32], b: &[f32]| f64::from(a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>());
-    let mut terms = GramTerms { gram: vec![0.0; k * k], cross: vec![0.0; k] };
-    for (e, noise) in pred_noise.chunks_exact(k * p).zip(noise.chunks_exact(p)) {
-        for j in 0..k {
-            let row = &e[j * p..(j + 1) * p];
-            terms.cross[j] += inner(row, noise);
-            for i in j..k {
-                terms.gram[j * k + i] += inner(row, &e[i * p..(i + 1) * p]);
+/// Inner product of two vectors that come in pieces of equal lengths.
+#[inline(always)]
+fn inner<'a>(left: impl Iterator<Item = &'a [f32]>, right: impl Iterator<Item = &'a [f32]>) -> f64 {
+    let (mut lanes, mut rest) = ([0f32; LANES], 0f64);
+    for (left, right) in left.zip(right) {
+        let ((left, left_rest), (right, right_rest)) = (left.as_chunks::<LANES>(), right.as_chunks::<LANES>());
+        for (left, right) in left.iter().zip(right) {
+            for i in 0..LANES {
+                lanes[i] = left[i].mul_add(right[i], lanes[i]);
             }
         }
+        rest += left_rest.iter().zip(right_rest).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     }
-    let elements = noise.len() as f64;
-    terms.cross.iter_mut().for_each(|value| *value /= elements);
-    for j in 0..k {
-        for i in j..k {
-            let value = terms.gram[j * k + i] / elements;
-            terms.gram[j * k + i] = value;
-            terms.gram[i * k + j] = value;
-        }
-    }
-    terms
+    rest + lanes.into_iter().map(f64::from).sum::<f64>()
 }

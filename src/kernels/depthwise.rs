@@ -1,17 +1,74 @@
 //! Depthwise convolution over the grid of tokens: each token hears its eight neighbours, channel by channel.
 
-use super::elementwise::fold_rows;
+use super::elementwise::{fold_rows, gelu_value};
 use super::slices::{tensor, values, with_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use pulp::Arch;
 use rayon::prelude::*;
 
 /// Positions of the window.
 pub const NEIGHBOURS: usize = 9;
 
+/// Channels that are computed side by side: two of the widest vectors.
+const CHANNELS: usize = 32;
+
 /// y (N, T, C) = x + sum over the 3 x 3 neighbours j of weight_j x_j; `weight` (9, C), the tokens a grid (rows, columns)
 /// that is continued with zeros (the feed-forward part of CeiT, arXiv 2103.11816).
 pub fn neighbour_mix(x: &Tensor, weight: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&weight.contiguous()?, NeighbourMix { grid })
+}
+
+/// y (T, C) = gelu of the [`neighbour_mix`] of one image's x (T, C).
+pub fn mixed_gelu(y: &mut [f32], x: &[f32], weight: &[f32], grid: (usize, usize)) {
+    let c = weight.len() / NEIGHBOURS;
+    assert_eq!((y.len(), x.len()), (grid.0 * grid.1 * c, y.len()), "values on a grid");
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (token, y) in y.chunks_exact_mut(c).enumerate() {
+                let near = neighbours(token, grid);
+                let (chunks, rest) = y.as_chunks_mut::<CHANNELS>();
+                let last = chunks.len() * CHANNELS;
+                for (i, chunk) in chunks.iter_mut().enumerate() {
+                    *chunk = mixed_gelu_of(x, weight, (token, i * CHANNELS, c), &near);
+                }
+                for (i, value) in rest.iter_mut().enumerate() {
+                    [*value] = mixed_gelu_of(x, weight, (token, last + i, c), &near);
+                }
+            }
+        },
+    );
+}
+
+/// `N` channels of a token, from `channel` of `c` on.
+#[inline(always)]
+fn mixed_gelu_of<const N: usize>(
+    x: &[f32],
+    weight: &[f32],
+    (token, channel, c): (usize, usize, usize),
+    near: &[Option<usize>; NEIGHBOURS],
+) -> [f32; N] {
+    let mut sums: [f32; N] = *x[token * c + channel..].first_chunk().expect("channels of a token");
+    for (position, neighbour) in near.iter().enumerate() {
+        if let Some(neighbour) = *neighbour {
+            let (x, weight) = (&x[neighbour * c + channel..][..N], &weight[position * c + channel..][..N]);
+            for i in 0..N {
+                sums[i] = weight[i].mul_add(x[i], sums[i]);
+            }
+        }
+    }
+    for sum in &mut sums {
+        *sum = gelu_value(*sum);
+    }
+    sums
+}
+
+/// The token at each position of the window around `token` that lies on the grid.
+fn neighbours(token: usize, (rows, columns): (usize, usize)) -> [Option<usize>; NEIGHBOURS] {
+    std::array::from_fn(|position| {
+        let (y, x) = (token / columns + position / 3, token % columns + position % 3);
+        ((1..=rows).contains(&y) && (1..=columns).contains(&x)).then(|| (y - 1) * columns + x - 1)
+    })
 }
 
 struct NeighbourMix {

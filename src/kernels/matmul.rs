@@ -22,7 +22,7 @@ impl<'a> Matrix<'a> {
         Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
 
-    fn assert_in_bounds(&self) {
+    pub fn assert_in_bounds(&self) {
         assert!(self.rows > 0 && self.columns > 0, "an empty matrix");
         let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;
         assert!(last < self.values.len(), "matrix reaches {last}, slice has {}", self.values.len());

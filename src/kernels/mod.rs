@@ -2,11 +2,14 @@
 //!
 //! candle loses the gradient silently in several of its own layers and computes gradients of frozen weights; models here
 //! are therefore built of these operations only. Each states its shapes, recomputes in the backward pass what is cheap,
-//! and returns a gradient for every argument that can be trained.
+//! and returns a gradient for every argument that can be trained. What goes forward alone works on the slices of one image
+//! ([`product`], [`modulate`], [`attend`], [`mixed_gelu`], [`gram_terms`]), vectorised for the processor that is found at run time.
 //! Invariant: the bits of a result do not depend on the number of threads: work is cut by fixed sizes, and sums over
 //! pieces are taken in order.
 //! Shape letters: N images (or draws of images), T tokens, D hidden, K classes, P values a token has of one class.
 
+#[cfg(test)]
+pub mod allocations;
 mod attention;
 mod batch_norm;
 mod class_errors;
@@ -18,14 +21,17 @@ pub mod launch;
 mod linear;
 mod matmul;
 mod normalize;
+mod panels;
 mod slices;
 mod unfold;
 
-pub use attention::attention;
+pub use attention::{AttentionWorkspace, attend, attention};
 pub use batch_norm::{ChannelMoments, NormMoments, batch_norm};
 pub use class_errors::{GramTerms, class_errors, gram_terms};
-pub use depthwise::{NEIGHBOURS, neighbour_mix};
-pub use elementwise::{gated_residual, gelu};
+pub use depthwise::{NEIGHBOURS, mixed_gelu, neighbour_mix};
+pub use elementwise::{gated_residual, gelu, silu_in_place};
 pub use linear::linear;
-pub use normalize::modulated_norm;
+pub use matmul::{Matrix, Write, matmul};
+pub use normalize::{modulate, modulated_norm};
+pub use panels::{Finish, Panels, product};
 pub use unfold::{strided, unfold};

@@ -4,6 +4,7 @@
 use super::elementwise::fold_rows;
 use super::slices::{sum, tensor, values, with_values};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use pulp::Arch;
 use rayon::prelude::*;
 
 /// Added to the variance (DiT, `models.py`: `nn.LayerNorm(.., eps=1e-6)`).
@@ -22,8 +23,25 @@ pub fn row(rows: &[f32], n: usize, d: usize) -> &[f32] {
     if rows.len() == d { rows } else { &rows[n * d..(n + 1) * d] }
 }
 
+/// y (T, D) = norm(x) * (1 + scale) + shift of one image; `shift` and `scale` are (D).
+pub fn modulate(y: &mut [f32], x: &[f32], shift: &[f32], scale: &[f32]) {
+    let d = scale.len();
+    assert_eq!((y.len(), shift.len()), (x.len(), d), "lengths of a modulated norm");
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                let (mean, reciprocal) = statistics(x);
+                for (((y, &x), &shift), &scale) in y.iter_mut().zip(x).zip(shift).zip(scale) {
+                    *y = ((x - mean) * reciprocal).mul_add(1.0 + scale, shift);
+                }
+            }
+        },
+    );
+}
+
 /// Mean and reciprocal standard deviation, in two passes.
-#[inline]
+#[inline(always)]
 fn statistics(x: &[f32]) -> (f32, f32) {
     let count = x.len() as f32;
     let mean = sum(x, |value| value) / count;
@@ -52,13 +70,7 @@ impl CustomOp3 for ModulatedNorm {
         }
         let mut y = vec![0f32; x.len()];
         y.par_chunks_mut(t * d).zip(x.par_chunks(t * d)).enumerate().for_each(|(n, (y, x))| {
-            let (shift, scale) = (row(shift, n, d), row(scale, n, d));
-            for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                let (mean, reciprocal) = statistics(x);
-                for i in 0..d {
-                    y[i] = ((x[i] - mean) * reciprocal).mul_add(1.0 + scale[i], shift[i]);
-                }
-            }
+            modulate(y, x, row(shift, n, d), row(scale, n, d));
         });
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }

@@ -26,10 +26,12 @@ pub fn tensor(values: Vec<f32>, shape: &Shape) -> Tensor {
     Tensor::from_storage(Storage::Cpu(CpuStorage::F32(values)), shape.clone(), BackpropOp::none(), false)
 }
 
-/// Sum over sixteen lanes, so that the compiler vectorises it with a fixed order of additions.
-#[inline]
+/// Lanes of a reduction, so that the compiler vectorises it with a fixed order.
+pub const LANES: usize = 16;
+
+/// Sum over lanes, in a fixed order.
+#[inline(always)]
 pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    const LANES: usize = 16;
     let mut lanes = [0f32; LANES];
     let chunks = values.chunks_exact(LANES);
     let rest = chunks.remainder();
@@ -41,10 +43,23 @@ pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest.iter().map(|&value| term(value)).sum::<f32>()
 }
 
+/// The largest of values that are numbers.
+#[inline(always)]
+pub fn maximum(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], chunk[i]);
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
+}
+
 /// Sum of products over lanes, in a fixed order.
 #[inline]
 pub fn dot(left: &[f32], right: &[f32]) -> f32 {
-    const LANES: usize = 16;
     let mut lanes = [0f32; LANES];
     let split = left.len() / LANES * LANES;
     for (l, r) in left[..split].chunks_exact(LANES).zip(right[..split].chunks_exact(LANES)) {

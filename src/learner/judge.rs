@@ -3,14 +3,10 @@
 use super::objective::{argmax, mean_terms};
 use crate::diffusion::{Schedule, Timestep, stretch};
 use crate::kernels::{self, GramTerms};
-use crate::model::{Dit, DitConfig, ParameterError, Parameters, Tensors, published};
+use crate::model::{Dit, DitConfig, InferenceDit, ParameterError, Parameters, Tensors, Workspace, published};
 use crate::noise::NoiseKey;
+use parking_lot::Mutex;
 use rayon::prelude::*;
-
-/// Draws that one forward pass takes: small enough that its activations stay in the cache.
-const PASS_DRAWS: usize = 16;
-/// Passes that few draws are parted into at least: a single frame, which a camera waits for, has two cores at work.
-const PASSES_MIN: usize = 2;
 
 /// What the judge says of one frame.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,10 +52,27 @@ fn best_class(errors: &[f64]) -> usize {
 }
 
 /// The diffusion model, frozen, with its schedule.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Judge {
+    /// With tensors and gradients: for the `condition` objective.
     model: Dit,
+    /// The same, forward only.
+    inference: InferenceDit,
     schedule: Schedule,
+    /// Buffers at rest: as many as there were threads at work at once.
+    desks: Mutex<Vec<Desk>>,
+}
+
+/// Buffers for the judgement of one draw.
+#[derive(Debug)]
+struct Desk {
+    /// (C, H, W)
+    noise: Vec<f32>,
+    /// (C, H, W)
+    x_t: Vec<f32>,
+    /// (T, P): the noise in the order of predictions.
+    patches: Vec<f32>,
+    workspace: Workspace,
 }
 
 impl Judge {
@@ -68,8 +81,13 @@ impl Judge {
     /// # Errors
     /// Where the tensors are not those of `config`.
     pub fn new(config: &DitConfig, tensors: Tensors) -> Result<Self, ParameterError> {
-        let model = Dit::load(config, &Parameters::frozen(published::to_own_layout(tensors, config)?))?;
-        Ok(Self { model, schedule: Schedule::linear(config.num_timesteps) })
+        let parameters = Parameters::frozen(published::to_own_layout(tensors, config)?);
+        Ok(Self {
+            model: Dit::load(config, &parameters)?,
+            inference: InferenceDit::load(config, &parameters)?,
+            schedule: Schedule::linear(config.num_timesteps),
+            desks: Mutex::default(),
+        })
     }
 
     pub fn model(&self) -> &Dit {
@@ -94,35 +112,42 @@ impl Judge {
 
     /// Verdicts on images (N, C, H, W), one draw at each of `timesteps`, noise by each image's key.
     ///
-    /// Forward passes only: no graph is built, as no parameter is trainable.
+    /// Forward passes only, one for each draw, on as many threads as there are: a single frame, which a camera waits for, has
+    /// all cores at work.
+    ///
+    /// # Errors
+    /// When there is not one image for each key.
     pub fn verdicts(&self, images: &[f32], keys: &[NoiseKey], timesteps: &[Timestep]) -> candle_core::Result<Vec<Verdict>> {
-        let draws: Vec<(usize, usize)> = (0..keys.len()).flat_map(|n| (0..timesteps.len()).map(move |draw| (n, draw))).collect();
+        let elements = self.model.config().trunk.image.elements();
+        if images.len() != keys.len() * elements {
+            candle_core::bail!("{} values for {} images of {elements}", images.len(), keys.len());
+        }
         let x_start = self.x_start(images);
-        // By the number of draws alone, so that bits do not depend on the number of threads.
-        let pass_draws = PASS_DRAWS.min(draws.len().div_ceil(PASSES_MIN));
-        let passes = draws.par_chunks(pass_draws).map(|pass| self.pass(&x_start, keys, timesteps, pass));
-        let terms = passes.collect::<candle_core::Result<Vec<_>>>()?.concat();
-        Ok(terms.chunks_exact(timesteps.len()).map(Verdict::of).collect())
+        let draws = (0..keys.len() * timesteps.len()).into_par_iter().with_max_len(1).map(|index| {
+            let (n, draw) = (index / timesteps.len(), index % timesteps.len());
+            let mut desk = self.desks.lock().pop().unwrap_or_else(|| Desk::new(self.model.config()));
+            keys[n].fill_normal(u32::try_from(draw).expect("at most 64 draws"), &mut desk.noise);
+            let terms = self.terms(&x_start[n * elements..][..elements], timesteps[draw], &mut desk);
+            self.desks.lock().push(desk);
+            terms
+        });
+        Ok(draws.collect::<Vec<_>>().chunks_exact(timesteps.len()).map(Verdict::of).collect())
     }
 
-    /// Gram terms of the draws (image, position in `timesteps`) of one pass.
-    fn pass(
-        &self,
-        x_start: &[f32],
-        keys: &[NoiseKey],
-        timesteps: &[Timestep],
-        draws: &[(usize, usize)],
-    ) -> candle_core::Result<Vec<GramTerms>> {
-        let trunk = &self.model.config().trunk;
-        let elements = trunk.image.elements();
-        let mut noise = vec![0f32; draws.len() * elements];
-        let mut x_t = vec![0f32; draws.len() * elements];
-        for (&(n, draw), (noise, x_t)) in draws.iter().zip(noise.chunks_exact_mut(elements).zip(x_t.chunks_exact_mut(elements))) {
-            keys[n].fill_normal(u32::try_from(draw).expect("at most 64 draws"), noise);
-            self.schedule.q_sample(&x_start[n * elements..(n + 1) * elements], timesteps[draw], noise, x_t);
-        }
-        let at: Vec<Timestep> = draws.iter().map(|&(_, draw)| timesteps[draw]).collect();
-        let pred_noise = self.model.pred_noise_of_classes(&x_t, &at)?; // (N, T, K P)
-        kernels::gram_terms(&pred_noise, &trunk.patches(&noise), self.model.config().classes)
+    /// Gram terms of `x_start` at `timestep`, with the noise that lies on the desk.
+    fn terms(&self, x_start: &[f32], timestep: Timestep, desk: &mut Desk) -> GramTerms {
+        let Desk { noise, x_t, patches, workspace } = desk;
+        let DitConfig { trunk, classes, .. } = self.model.config();
+        self.schedule.q_sample(x_start, timestep, noise, x_t);
+        trunk.patches_into(noise, patches);
+        let pred_noise = self.inference.pred_noise_of_classes(x_t, timestep, workspace); // (T, K P)
+        kernels::gram_terms(pred_noise, patches, *classes, trunk.patch_elements())
+    }
+}
+
+impl Desk {
+    fn new(config: &DitConfig) -> Self {
+        let image = || vec![0f32; config.trunk.image.elements()];
+        Self { noise: image(), x_t: image(), patches: image(), workspace: Workspace::new(config) }
     }
 }

@@ -106,42 +106,54 @@ impl TrunkConfig {
 
     /// Cuts images (N, C, H, W) into what each token sees, (N, T, C * window * window); each window as planes.
     pub fn windows(&self, images: &[f32]) -> Vec<f32> {
-        cut(images, self, self.patch_window)
+        let mut windows = vec![0f32; images.len() / self.image.elements() * self.tokens() * self.window_elements()];
+        self.cut(images, self.patch_window, &mut windows);
+        windows
+    }
+
+    /// [`Self::windows`] into a slice whose values outside of the image are zero, and stay so.
+    pub fn windows_into(&self, images: &[f32], windows: &mut [f32]) {
+        self.cut(images, self.patch_window, windows);
     }
 
     /// Cuts images (N, C, H, W) into patches (N, T, P): the order of values of a predicted noise.
     pub fn patches(&self, images: &[f32]) -> Vec<f32> {
-        cut(images, self, self.patch)
+        let mut patches = vec![0f32; images.len()];
+        self.cut(images, self.patch, &mut patches);
+        patches
     }
-}
 
-/// Squares of side `window` around each token's patch, zero outside the image.
-fn cut(images: &[f32], config: &TrunkConfig, window: usize) -> Vec<f32> {
-    let ImageShape { channels, height, width } = config.image;
-    let (rows, columns) = config.grid();
-    let border = (window - config.patch) / 2;
-    let mut tokens = vec![0f32; images.len() / config.image.elements() * rows * columns * channels * window * window];
-    let mut lines = tokens.chunks_exact_mut(window);
-    for image in images.chunks_exact(config.image.elements()) {
-        for token in 0..rows * columns {
-            let (top, left) = (token / columns * config.patch, token % columns * config.patch);
-            for channel in 0..channels {
-                for line_index in 0..window {
-                    let line = lines.next().expect("one line for each row of each window");
-                    // Rows and columns shifted by the border, so that all stay unsigned.
-                    let y = top + line_index;
-                    if y < border || y - border >= height {
-                        continue;
+    /// [`Self::patches`] into a slice of as many values.
+    pub fn patches_into(&self, images: &[f32], patches: &mut [f32]) {
+        self.cut(images, self.patch, patches);
+    }
+
+    /// Squares of side `window` around each token's patch; what lies outside of the image is left as it is.
+    fn cut(&self, images: &[f32], window: usize, tokens: &mut [f32]) {
+        let ImageShape { channels, height, width } = self.image;
+        let columns = self.grid().1;
+        let border = (window - self.patch) / 2;
+        let mut lines = tokens.chunks_exact_mut(window);
+        for image in images.chunks_exact(self.image.elements()) {
+            for token in 0..self.tokens() {
+                let (top, left) = (token / columns * self.patch, token % columns * self.patch);
+                for channel in 0..channels {
+                    for line_index in 0..window {
+                        let line = lines.next().expect("one line for each row of each window");
+                        // Rows and columns shifted by the border, so that all stay unsigned.
+                        let y = top + line_index;
+                        if y < border || y - border >= height {
+                            continue;
+                        }
+                        let first = border.saturating_sub(left);
+                        let last = window.min(width + border - left);
+                        let start = (channel * height + y - border) * width + left + first - border;
+                        line[first..last].copy_from_slice(&image[start..start + last - first]);
                     }
-                    let first = border.saturating_sub(left);
-                    let last = window.min(width + border - left);
-                    let start = (channel * height + y - border) * width + left + first - border;
-                    line[first..last].copy_from_slice(&image[start..start + last - first]);
                 }
             }
         }
     }
-    tokens
 }
 
 /// Weight (outputs, inputs) and bias (outputs).

@@ -34,7 +34,7 @@ pub struct DitConfig {
 }
 
 /// Width of the sines that a timestep is given by (DiT, `TimestepEmbedder`).
-const TIMESTEP_SINES: usize = 256;
+pub const TIMESTEP_SINES: usize = 256;
 
 /// The diffusion model.
 #[derive(Clone, Debug)]
@@ -165,7 +165,7 @@ impl Dit {
 
 impl DitConfig {
     /// Values that the readout gives for a token.
-    fn outputs(&self) -> usize {
+    pub fn outputs(&self) -> usize {
         match self.conditioning {
             ClassConditioning::Readout => self.classes * self.trunk.patch_elements(),
             ClassConditioning::AdaLn => self.trunk.patch_elements(),

@@ -7,6 +7,7 @@
 mod blocks;
 mod classifier;
 mod dit;
+mod inference;
 pub mod parameters;
 pub mod published;
 mod resnet;
@@ -15,6 +16,7 @@ mod vit;
 pub use blocks::{ImageShape, ShapeError, TrunkConfig};
 pub use classifier::{ClassifierConfig, ClassifierModel};
 pub use dit::{ClassConditioning, Dit, DitConfig};
+pub use inference::{InferenceDit, Workspace};
 pub use parameters::{ParameterError, Parameters, Tensors};
 pub use resnet::{NormStatistics, ResNet, ResNetConfig};
 pub use vit::{Vit, VitConfig};
