@@ -1,9 +1,11 @@
 // gram (N, K, K) = <e_j, e_k> and cross (N, K) = <e_k, noise>, per element, of pred_noise (N, T, K, P); the noise of each
 // draw is made again from its key, by tiles of tokens in shared memory.
 //
-// A thread owns a pair of rows and adds in the order of the twin: the values of a token in f32, the tokens in f64. So the
-// sums depend neither on the grid nor on the tile. Grid: (pairs, draws); the first K pairs are those with the noise.
+// Sixteen threads share a pair of rows and add by the lanes of the twin, in f32; the first of them adds up, in f64, what
+// is past the last full set of lanes in each token, and the lanes. So the sums depend neither on the grid nor on the tile.
+// Grid: (pairs / 8, draws); the first K pairs are those with the noise.
 // Twin: `kernels::gram_terms` (class_errors.rs) on `TrunkConfig::patches` of `NoiseKey::fill_normal`.
+#include "lanes.cuh"
 #include "noise.cuh"
 
 // Values of a tile's noise: P is at most that (`launch.rs` checks it).
@@ -28,19 +30,22 @@ DEVICE Pair pair_at(unsigned index, unsigned classes) {
 KERNEL gram_terms(const float* pred_noise, const Draw* draws, double* gram, double* cross, unsigned classes, unsigned channels,
                   unsigned height, unsigned width, unsigned patch) {
     SHARED float noise[TILE_VALUES];
-    SHARED double totals[THREADS];
+    SHARED float lanes[THREADS];
+    SHARED double rests[BLOCK_SUMS];
     const unsigned columns = width / patch, tokens = columns * (height / patch), lines = channels * patch, values = lines * patch;
+    const unsigned in_lanes = values / LANES * LANES, first_pair = blockIdx.x * BLOCK_SUMS;
     const Draw draw = draws[blockIdx.y];
     const float* predictions = pred_noise + size_t(blockIdx.y) * tokens * classes * values;
     EACH_THREAD(thread) {
-        totals[thread] = 0.0;
+        lanes[thread] = 0.0f;
+        rests[thread / LANES] = 0.0;
     }
     const unsigned tile = TILE_VALUES / values;
     for (unsigned first = 0; first < tokens; first += tile) {
         const unsigned count = tokens - first < tile ? tokens - first : tile;
         EACH_THREAD(thread) {
             // Lines of `patch` neighbours in the image. Blocks without a pair with the noise need none.
-            const unsigned needed = blockIdx.x * THREADS < classes ? count * lines : 0;
+            const unsigned needed = first_pair < classes ? count * lines : 0;
             for (unsigned line = thread; line < needed; line += THREADS) {
                 const unsigned token = first + line / lines, channel = line / patch % channels;
                 const unsigned y = token / columns * patch + line % patch;
@@ -55,29 +60,34 @@ KERNEL gram_terms(const float* pred_noise, const Draw* draws, double* gram, doub
             }
         }
         EACH_THREAD(thread) {
-            const Pair pair = pair_at(blockIdx.x * THREADS + thread, classes);
-            if (pair.left == classes) {
-                continue;
-            }
-            const bool with_noise = pair.right == classes;
-            for (unsigned token = 0; token < count; ++token) {
+            const Pair pair = pair_at(first_pair + thread / LANES, classes);
+            for (unsigned token = 0; pair.left < classes && token < count; ++token) {
                 const float* of_token = predictions + size_t(first + token) * classes * values;
                 const float* left = of_token + pair.left * values;
-                const float* right = with_noise ? noise + token * values : of_token + pair.right * values;
-                float inner = 0.0f;
-                for (unsigned i = 0; i < values; ++i) {
-                    inner += left[i] * right[i];
+                const float* right = pair.right == classes ? noise + token * values : of_token + pair.right * values;
+                for (unsigned i = thread % LANES; i < in_lanes; i += LANES) {
+                    lanes[thread] = fmaf(left[i], right[i], lanes[thread]);
                 }
-                totals[thread] += double(inner);
+                if (thread % LANES == 0) {
+                    double rest = 0.0;
+                    for (unsigned i = in_lanes; i < values; ++i) {
+                        rest += double(left[i]) * double(right[i]);
+                    }
+                    rests[thread / LANES] += rest;
+                }
             }
         }
     }
     EACH_THREAD(thread) {
-        const Pair pair = pair_at(blockIdx.x * THREADS + thread, classes);
-        if (pair.left == classes) {
+        const Pair pair = pair_at(first_pair + thread / LANES, classes);
+        if (pair.left == classes || thread % LANES != 0) {
             continue;
         }
-        const double term = totals[thread] / double(tokens * values);
+        double sum = 0.0;
+        for (unsigned lane = 0; lane < LANES; ++lane) {
+            sum += double(lanes[thread + lane]);
+        }
+        const double term = (rests[thread / LANES] + sum) / double(tokens * values);
         if (pair.right == classes) {
             cross[size_t(blockIdx.y) * classes + pair.left] = term;
         } else {

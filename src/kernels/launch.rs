@@ -9,8 +9,8 @@ use crate::noise::NoiseKey;
 
 /// Threads of a block, as in `block.cuh`.
 pub const THREADS: u32 = 128;
-/// Tokens of a block of `modulated_norm.cu`.
-const BLOCK_TOKENS: u32 = THREADS / 16;
+/// Sums of a block, pairs or tokens, as in `lanes.cuh`.
+const BLOCK_SUMS: u32 = THREADS / 16;
 /// Values of a patch that the shared memory of `gram_terms.cu` has room for.
 const TILE_VALUES: usize = 4096;
 /// Blocks in the second dimension of a grid (CUDA Programming Guide, technical specifications by compute capability).
@@ -155,7 +155,7 @@ impl Launch {
         let pairs = classes_u32 + classes_u32 * (classes_u32 + 1) / 2;
         Ok(Self {
             kernel: "gram_terms",
-            grid: (pairs.div_ceil(THREADS), draws_u32),
+            grid: (pairs.div_ceil(BLOCK_SUMS), draws_u32),
             sizes: sizes.to_vec(),
             inputs: vec![draws * classes * channels * height * width, draws * Draw::WORDS],
             outputs: vec![draws * classes * classes, draws * classes],
@@ -179,7 +179,7 @@ impl Launch {
         let modulations = (images - 1) * stride + hidden;
         Ok(Self {
             kernel: "modulated_norm",
-            grid: (rows.div_ceil(BLOCK_TOKENS), 1),
+            grid: (rows.div_ceil(BLOCK_SUMS), 1),
             sizes: vec![rows, tokens_u32, hidden_u32, stride_u32],
             inputs: vec![images * tokens * hidden, modulations, modulations],
             outputs: vec![images * tokens * hidden],

@@ -4,10 +4,8 @@
 // Sixteen threads share a token and add by the lanes of the twin, in two passes; the first of them adds up the lanes.
 // Grid: (tokens of all images / 8, 1).
 // Twin: `kernels::modulated_norm` (normalize.rs), `sum` of slices.rs.
-#include "block.cuh"
+#include "lanes.cuh"
 
-constexpr unsigned LANES = 16;
-constexpr unsigned BLOCK_TOKENS = THREADS / LANES;
 constexpr float NORM_EPS = 1e-6f;
 
 // What one lane adds up; values past the last full set of lanes are left to `sum_of_lanes`.
@@ -35,23 +33,23 @@ DEVICE float sum_of_lanes(const float* lanes, const float* x, unsigned count, Te
 KERNEL modulated_norm(const float* x, const float* shift, const float* scale, float* y, unsigned rows, unsigned tokens,
                       unsigned hidden, unsigned stride) {
     SHARED float lanes[THREADS];
-    SHARED float means[BLOCK_TOKENS];
-    SHARED float reciprocals[BLOCK_TOKENS];
+    SHARED float means[BLOCK_SUMS];
+    SHARED float reciprocals[BLOCK_SUMS];
     const auto value = [](float value) { return value; };
     EACH_THREAD(thread) {
-        const unsigned row = blockIdx.x * BLOCK_TOKENS + thread / LANES;
+        const unsigned row = blockIdx.x * BLOCK_SUMS + thread / LANES;
         if (row < rows) {
             lanes[thread] = sum_of_lane(x + size_t(row) * hidden, hidden, thread % LANES, value);
         }
     }
     EACH_THREAD(thread) {
-        const unsigned row = blockIdx.x * BLOCK_TOKENS + thread / LANES;
+        const unsigned row = blockIdx.x * BLOCK_SUMS + thread / LANES;
         if (row < rows && thread % LANES == 0) {
             means[thread / LANES] = sum_of_lanes(lanes + thread, x + size_t(row) * hidden, hidden, value) / float(hidden);
         }
     }
     EACH_THREAD(thread) {
-        const unsigned row = blockIdx.x * BLOCK_TOKENS + thread / LANES;
+        const unsigned row = blockIdx.x * BLOCK_SUMS + thread / LANES;
         const float mean = means[thread / LANES];
         const auto square = [mean](float value) { return (value - mean) * (value - mean); };
         if (row < rows) {
@@ -59,7 +57,7 @@ KERNEL modulated_norm(const float* x, const float* shift, const float* scale, fl
         }
     }
     EACH_THREAD(thread) {
-        const unsigned row = blockIdx.x * BLOCK_TOKENS + thread / LANES;
+        const unsigned row = blockIdx.x * BLOCK_SUMS + thread / LANES;
         const float mean = means[thread / LANES];
         const auto square = [mean](float value) { return (value - mean) * (value - mean); };
         if (row < rows && thread % LANES == 0) {
@@ -68,7 +66,7 @@ KERNEL modulated_norm(const float* x, const float* shift, const float* scale, fl
         }
     }
     EACH_THREAD(thread) {
-        const unsigned row = blockIdx.x * BLOCK_TOKENS + thread / LANES;
+        const unsigned row = blockIdx.x * BLOCK_SUMS + thread / LANES;
         if (row < rows) {
             const float mean = means[thread / LANES], reciprocal = reciprocals[thread / LANES];
             const size_t modulation = size_t(row / tokens) * stride;
