@@ -1,6 +1,6 @@
 # make test   everything that the project promises, on real servers (installs what it needs)
 # make lint   formatting and lints
-# make bench  what each stage costs
+# make bench  what each stage costs, and the judge beside PyTorch (which it installs below target/)
 # make train  the weights of both bundles, from the data set (hours on two cores)
 # make bundles  what else they hold: again after weights were replaced
 # make ptx    the PTX of the CUDA kernels, from their source
@@ -8,6 +8,7 @@
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 CARGO ?= cargo
 SERVERS := target/servers
+TORCH := target/torch
 BUNDLE := configs/fashion-mnist
 RESNET_BUNDLE := configs/fashion-mnist-resnet
 APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium
@@ -82,8 +83,14 @@ bundles:
 	$(CARGO) run --release -- train bundle --dir $(BUNDLE)
 	$(CARGO) run --release -- train bundle --dir $(RESNET_BUNDLE)
 
-bench:
-	$(CARGO) bench
+bench: $(TORCH)/installed
+	$(CARGO) bench --bench lanes
+	$(CARGO) bench --bench judge -- $(TORCH)/bin/python
+
+$(TORCH)/installed:
+	python3 -m venv $(TORCH)
+	$(TORCH)/bin/pip install --quiet torch==2.15.0 numpy==2.4.6
+	touch $@
 
 clean:
 	$(CARGO) clean

@@ -1,0 +1,261 @@
+//! The judge against PyTorch, on the shipped weights and the same inputs, and against the rate of a large matrix product.
+//!
+//! `make bench`, or `cargo bench --bench judge -- PYTHON` with an interpreter that has torch and numpy. In each round every side
+//! works once, so that what else the machine does meets all alike; the table has medians, and minimums beside them.
+
+use parking_lot::Mutex;
+use rayon::prelude::*;
+use std::io::{BufRead, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+use undrift::config::Config;
+use undrift::diffusion::{Schedule, Timestep};
+use undrift::kernels::{self, Matrix, Write};
+use undrift::learner::Judge;
+use undrift::model::parameters::read;
+use undrift::model::{Dit, DitConfig, InferenceDit, Parameters, Workspace};
+use undrift::noise::NoiseKey;
+use undrift::shell::bundle_reader::read_bundle;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ROUNDS: usize = 40;
+const WARM_UP: usize = 3;
+/// Rest before a side works, in which threads of the other sides stop to spin.
+const REST: Duration = Duration::from_millis(3);
+/// Side of the matrix product.
+const CUBE: usize = 2048;
+const WEIGHTS: &str = "configs/fashion-mnist/diffusion.safetensors";
+const INPUT: &str = "target/bench-x_t.f32";
+const OUTPUT: &str = "target/bench-pred_noise.f32";
+
+/// PyTorch, behind the lines of benches/judge.py.
+struct Torch {
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Torch {
+    fn start(python: &str) -> Self {
+        let mut command = Command::new(python);
+        let mut child = command.arg("benches/judge.py").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a Python interpreter");
+        let (commands, answers) = (child.stdin.take().expect("piped"), BufReader::new(child.stdout.take().expect("piped")));
+        Self { child, commands, answers }
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        writeln!(self.commands, "{command}").expect("an open pipe");
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).expect("an open pipe");
+        assert!(!answer.is_empty(), "PyTorch ended at {command:?}: see above");
+        answer.trim().to_owned()
+    }
+}
+
+impl Drop for Torch {
+    fn drop(&mut self) {
+        self.child.kill().expect("a running child");
+        self.child.wait().expect("a killed child");
+    }
+}
+
+/// One side of a comparison.
+struct Side<'a> {
+    name: &'a str,
+    /// Multiplications and additions of its matrix products.
+    operations: f64,
+    /// Gives the seconds that it worked.
+    work: Box<dyn FnMut() -> f64 + 'a>,
+}
+
+impl<'a> Side<'a> {
+    fn timed(name: &'a str, operations: f64, mut work: impl FnMut() + 'a) -> Self {
+        let work = Box::new(move || {
+            let started = Instant::now();
+            work();
+            started.elapsed().as_secs_f64()
+        });
+        Self { name, operations, work }
+    }
+
+    /// `command` of benches/judge.py.
+    fn torch(name: &'a str, operations: f64, torch: &'a Mutex<Torch>, command: &'a str) -> Self {
+        Self { name, operations, work: Box::new(move || torch.lock().ask(command).parse().expect("seconds")) }
+    }
+}
+
+/// Lets all sides work in turns, and prints a line for each: its times, as multiples of the first's, and its rate, of that of the last.
+fn compare(title: &str, mut sides: Vec<Side>) {
+    let mut times = vec![Vec::new(); sides.len()];
+    for round in 0..ROUNDS + WARM_UP {
+        for (side, times) in sides.iter_mut().zip(&mut times) {
+            std::thread::sleep(REST);
+            let seconds = (side.work)();
+            if round >= WARM_UP {
+                times.push(seconds);
+            }
+        }
+    }
+    times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));
+    let (median, least) = (|times: &[f64]| times[times.len() / 2], |times: &[f64]| times[0]);
+    println!("{title:<44} {:>10} {:>10} {:>7} {:>7} {:>8} {:>7}", "median ms", "least ms", "ratio", "least", "GFLOP/s", "of last");
+    let last = sides.last().zip(times.last()).map_or(0.0, |(side, times)| side.operations / median(times));
+    for (side, of_side) in sides.iter().zip(&times) {
+        let (median_ms, least_ms) = (median(of_side) * 1e3, least(of_side) * 1e3);
+        let (ratio, of_least) = (median(of_side) / median(&times[0]), least(of_side) / least(&times[0]));
+        print!("  {:<42} {median_ms:>10.3} {least_ms:>10.3} {ratio:>7.2} {of_least:>7.2}", side.name);
+        match side.operations / median(of_side) {
+            0.0 => println!(),
+            rate => println!(" {:>8.1} {:>5.0} %", rate / 1e9, 100.0 * rate / last),
+        }
+    }
+}
+
+/// Multiplications and additions of one image's pass, those of matrix products alone.
+fn operations(config: &DitConfig) -> f64 {
+    let trunk = &config.trunk;
+    let (t, d) = (trunk.tokens(), trunk.hidden);
+    let block = d * (4 * d + 2 * trunk.mlp_ratio * d) + 2 * t * d;
+    (2 * t * (trunk.depth * block + d * (trunk.window_elements() + config.outputs()))) as f64
+}
+
+/// What all sides work on: the shipped diffusion model, and noised images.
+struct Subject {
+    judge: Judge,
+    inference: InferenceDit,
+    workspaces: Mutex<Vec<Workspace>>,
+    config: DitConfig,
+    schedule: Schedule,
+    keys: Vec<NoiseKey>,
+    timesteps: Vec<Timestep>,
+}
+
+impl Subject {
+    fn load(frames: u64) -> Self {
+        let config =
+            Config::load(Path::new("configs/fashion-mnist/undrift.toml"), &[], std::iter::empty()).expect("the shipped configuration");
+        let bundle = read_bundle(&config).expect("the shipped bundle");
+        let parameters = Parameters::frozen(bundle.diffusion.clone());
+        Self {
+            judge: Judge::new(&bundle.diffusion_config, bundle.diffusion.clone()).expect("the shipped judge"),
+            inference: InferenceDit::load(&bundle.diffusion_config, &parameters).expect("the shipped judge"),
+            workspaces: Mutex::default(),
+            config: bundle.diffusion_config,
+            schedule: Schedule::linear(bundle.diffusion_config.num_timesteps),
+            keys: (0..frames).map(|frame| NoiseKey::from_seed(1, "bench", frame)).collect(),
+            timesteps: config.adapt.timesteps.iter().map(|&timestep| Timestep(timestep)).collect(),
+        }
+    }
+
+    fn elements(&self) -> usize {
+        self.config.trunk.image.elements()
+    }
+
+    /// Timestep of each draw of each frame.
+    fn draws(&self) -> Vec<Timestep> {
+        self.keys.iter().flat_map(|_| self.timesteps.iter().copied()).collect()
+    }
+
+    /// Images (N, C, H, W), here of noise.
+    fn images(&self) -> Vec<f32> {
+        let mut images = vec![0f32; self.keys.len() * self.elements()];
+        images.chunks_exact_mut(self.elements()).zip(&self.keys).for_each(|(image, key)| key.fill_normal(u32::MAX, image));
+        images
+    }
+
+    fn sample(&self, images: &[f32], noise: &mut [f32], x_t: &mut [f32]) {
+        let elements = self.elements();
+        let draws = noise.par_chunks_exact_mut(elements).zip(x_t.par_chunks_exact_mut(elements)).enumerate();
+        draws.for_each(|(index, (noise, x_t))| {
+            let (n, draw) = (index / self.timesteps.len(), index % self.timesteps.len());
+            self.keys[n].fill_normal(u32::try_from(draw).expect("few draws"), noise);
+            self.schedule.q_sample(&images[n * elements..(n + 1) * elements], self.timesteps[draw], noise, x_t);
+        });
+    }
+
+    /// Predicted noise of each draw, read by `read`.
+    fn forward(&self, x_t: &[f32], timesteps: &[Timestep], read: impl Fn(usize, &[f32]) + Sync) {
+        let images = x_t.par_chunks_exact(self.elements()).zip(timesteps).enumerate().with_max_len(1);
+        images.for_each(|(index, (x_t, &timestep))| {
+            let mut workspace = self.workspaces.lock().pop().unwrap_or_else(|| Workspace::new(&self.config));
+            read(index, self.inference.pred_noise_of_classes(x_t, timestep, &mut workspace));
+            self.workspaces.lock().push(workspace);
+        });
+    }
+}
+
+fn main() {
+    // Cargo adds --bench of its own.
+    let python = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    for threads in [1, 2] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| compare_all(threads, python.as_deref()));
+    }
+}
+
+fn compare_all(threads: usize, python: Option<&str>) {
+    let (left, right, mut cube) = (vec![0.5f32; CUBE * CUBE], vec![0.25f32; CUBE * CUBE], vec![0f32; CUBE * CUBE]);
+    for frames in [1, 8] {
+        let subject = Subject::load(frames);
+        let (images, timesteps) = (subject.images(), subject.draws());
+        let mut noise = vec![0f32; timesteps.len() * subject.elements()];
+        let mut x_t = noise.clone();
+        subject.sample(&images, &mut noise, &mut x_t);
+        let torch = python.map(|python| Mutex::new(prepared(python, threads, &subject, &x_t)));
+        let parameters = Parameters::frozen(read(&std::fs::read(WEIGHTS).expect("weights")).expect("weights"));
+        let tensors = Dit::load(&subject.config, &parameters).expect("the shipped model");
+        let total = timesteps.len() as f64 * operations(&subject.config);
+        let verdicts = || drop(subject.judge.verdicts(&images, &subject.keys, &subject.timesteps).expect("verdicts"));
+
+        let mut sides = vec![
+            Side::timed("forward", total, || subject.forward(&x_t, &timesteps, |_, _| ())),
+            Side::timed("verdicts: noise, forward, G, h", total, verdicts),
+            Side::timed("forward with tensors", total, || drop(tensors.pred_noise_of_classes(&x_t, &timesteps).expect("a pass"))),
+        ];
+        if let Some(torch) = &torch {
+            sides.push(Side::torch("PyTorch eager", total, torch, "eager"));
+            sides.push(Side::torch("PyTorch compiled", total, torch, "compiled"));
+        }
+        let product = || multiply(&mut cube, &left, &right, threads);
+        sides.push(Side::timed("gemm, 2048 x 2048 x 2048", 2.0 * (CUBE as f64).powi(3), product));
+        compare(&format!("\n{threads} thread(s), {frames} frame(s), {} draws", timesteps.len()), sides);
+
+        let mut sides = vec![Side::timed("noise sampling", 0.0, || subject.sample(&images, &mut noise, &mut x_t))];
+        sides.extend(torch.iter().map(|torch| Side::torch("PyTorch randn and q_sample", 0.0, torch, "sampling")));
+        compare("", sides);
+    }
+}
+
+/// One large product, a share of the rows for each thread.
+fn multiply(into: &mut [f32], left: &[f32], right: &[f32], threads: usize) {
+    let share = CUBE * CUBE / threads;
+    into.par_chunks_mut(share).zip(left.par_chunks(share)).for_each(|(into, left)| {
+        let (left, right) = (Matrix::rows_of(left, CUBE / threads, CUBE, CUBE), Matrix::rows_of(right, CUBE, CUBE, CUBE));
+        kernels::matmul(into, CUBE, left, right, Write::Replace);
+    });
+}
+
+/// PyTorch with the weights and inputs of `subject`; its predictions must be ours.
+fn prepared(python: &str, threads: usize, subject: &Subject, x_t: &[f32]) -> Torch {
+    let timesteps = subject.draws();
+    let bytes: Vec<u8> = x_t.iter().flat_map(|value| value.to_le_bytes()).collect();
+    std::fs::write(INPUT, bytes).expect("a directory target");
+    let mut torch = Torch::start(python);
+    torch.ask(&format!("threads {threads}"));
+    let list: Vec<String> = timesteps.iter().map(|timestep| timestep.0.to_string()).collect();
+    torch.ask(&format!("load {WEIGHTS} {} {INPUT} {}", subject.config.trunk.heads, list.join(" ")));
+    torch.ask(&format!("write {OUTPUT}"));
+    let theirs = std::fs::read(OUTPUT).expect("what was written");
+    let theirs: Vec<f32> = theirs.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let each = theirs.len() / timesteps.len();
+    let largest = theirs.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    subject.forward(x_t, &timesteps, |index, ours| {
+        for (ours, theirs) in ours.iter().zip(&theirs[index * each..(index + 1) * each]) {
+            assert!((ours - theirs).abs() <= 1e-4 * largest, "prediction {index}: {ours}, PyTorch {theirs}");
+        }
+    });
+    torch
+}
