@@ -33,7 +33,7 @@
 //! - A label reaches metrics, never weights.
 //! - Frozen weights get no gradient and cost none; a trainable parameter without a gradient is an error.
 //!
-//! Shape letters, everywhere: N images or draws, K classes, C channels, H W, T tokens, D hidden, P values of a patch.
+//! Shape letters, everywhere: N images or draws, V views of a frame, K classes, C channels, H W, T tokens, D hidden, P values of a patch.
 
 pub mod bundle;
 pub mod checkpoint;

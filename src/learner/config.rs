@@ -73,7 +73,8 @@ pub struct GateConfig {
     pub tolerance: f64,
     /// A frame teaches when its target's largest probability is at least this, 0..=1.
     pub confidence_min: f64,
-    /// How far the draws must agree with the source, as a share of how far they agree with each other, 0..=1; 0 asks nothing.
+    /// How far the draws must agree with the answers to some view, of the source or of the classifier that learns, as a share of how far
+    /// they agree with each other, 0..=1; 0 asks nothing.
     pub consistency: f64,
 }
 
