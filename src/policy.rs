@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_judge_that_agrees_with_itself_and_with_no_view_of_the_source_is_not_heard() {
-        let (source, judge) = ([0, 1, 2, 0, 1, 2], [1, 2, 0, 1, 2, 2]);
+        let (source, judge) = ([0, 1, 2, 0, 1, 2], [1, 2, 0, 1, 2, 0]);
         assert_eq!(ruling(&source, &judge, &source), Decision::Abstain);
     }
 
