@@ -40,6 +40,7 @@ pub struct Adapter {
     classifier: Classifier,
     judge: Judge,
     optimizer: Optimizer,
+    /// The source weights, with the statistics that batch norm goes back to.
     source_tensors: Tensors,
     /// Values of the trainable parameters in the source weights.
     source: BTreeMap<String, Vec<f32>>,
@@ -94,7 +95,7 @@ impl Adapter {
             return Ok(verdicts);
         }
         let keys: Vec<NoiseKey> = frames.iter().map(|frame| frame.key).collect();
-        Ok(self.judge.verdicts(&planes(frames), &keys, &self.timesteps)?)
+        Ok(self.judge.verdicts(&planes(frames, TAKEN), &keys, &self.timesteps)?)
     }
 
     /// Learns from a window and the verdicts on it.
@@ -102,8 +103,7 @@ impl Adapter {
         self.follow(frames)?;
         let images: Vec<f32> = frames.iter().flat_map(|frame| frame.views.iter().copied()).collect();
         let forward = self.classifier.forward(&images)?;
-        let views = frames.first().map_or(1, |frame| frame.source_logits.len());
-        let logits: Vec<Vec<Vec<f64>>> = forward.logits.chunks_exact(views).map(<[_]>::to_vec).collect();
+        let logits: Vec<Vec<Vec<f64>>> = forward.logits.chunks_exact(views(frames)).map(<[_]>::to_vec).collect();
         let source_logits: Vec<Vec<Vec<f64>>> = frames.iter().map(|frame| frame.source_logits.clone()).collect();
         let evidence =
             Evidence { logits: &logits, source_logits: &source_logits, verdicts, likelihood_scale: self.judge.likelihood_scale() };
@@ -136,9 +136,8 @@ impl Adapter {
         if !self.follows_norms() {
             return Ok(());
         }
-        let views = frames.first().map_or(1, |frame| frame.source_logits.len());
-        for (view, share) in self.policy.mixture.shares(views).enumerate() {
-            self.classifier.absorb(&planes_of(frames, view), self.config.norm_pace * share as f32)?;
+        for (view, share) in self.policy.mixture.shares(views(frames)).enumerate() {
+            self.classifier.absorb(&planes(frames, view), self.config.norm_pace * share as f32)?;
         }
         self.version = WeightsVersion(self.version.0 + 1);
         Ok(())
@@ -296,13 +295,16 @@ impl Adapter {
     }
 }
 
-/// The frames as they were taken, (N, C, H, W).
-fn planes(frames: &[WindowFrame]) -> Vec<f32> {
-    planes_of(frames, 0)
+/// V, the same for all frames.
+fn views(frames: &[WindowFrame]) -> usize {
+    frames.first().map_or(1, |frame| frame.source_logits.len())
 }
 
+/// The frames as they were taken: the first view.
+const TAKEN: usize = 0;
+
 /// One view of all frames, (N, C, H, W).
-fn planes_of(frames: &[WindowFrame], view: usize) -> Vec<f32> {
+fn planes(frames: &[WindowFrame], view: usize) -> Vec<f32> {
     let planes = |frame: &WindowFrame| {
         let elements = frame.views.len() / frame.source_logits.len();
         frame.views[view * elements..(view + 1) * elements].to_vec()

@@ -46,19 +46,11 @@ struct Row {
 }
 
 pub fn run(eval: &Eval, path: &Path) -> Result<(), Box<dyn Error>> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("file {}: {error}", path.display()))?;
-    let Ablations { variant: variants } = toml::from_str(&text).map_err(|error| format!("file {}: {error}", path.display()))?;
+    let variants = read(path, &eval.config, &eval.sets)?;
     let config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
     let bundle = read_bundle(&config)?;
     let payloads = eval.source.load()?;
     let runs = runs(decoded(&payloads, &config, &bundle)?, &payloads);
-    let adapt = |variant: &Variant| -> Result<AdaptConfig, Box<dyn Error>> {
-        let sets: Vec<String> = eval.sets.iter().chain(&variant.set).cloned().collect();
-        let config = Config::load(&eval.config, &sets, std::env::vars()).map_err(|error| format!("variant {:?}: {error}", variant.name))?;
-        Ok(config.adapt)
-    };
-    let variants: Vec<(Variant, AdaptConfig)> =
-        variants.into_iter().map(|variant| adapt(&variant).map(|adapt| (variant, adapt))).collect::<Result<_, _>>()?;
     let bar = ProgressBar::new((payloads.len() * variants.len()) as u64).with_message("ablations");
     bar.set_style(ProgressStyle::with_template(super::BAR)?);
     let (seed, window) = (eval.source.seed(), eval.source.window().unwrap_or(COMPETITOR_WINDOW));
@@ -76,6 +68,18 @@ pub fn run(eval: &Eval, path: &Path) -> Result<(), Box<dyn Error>> {
     bar.finish();
     let rows: Vec<Row> = rows.into_inner().expect("no work panics").into_iter().flatten().collect();
     say(eval, &serde_json::json!({ "source_accuracy": accuracy(&source), "variants": rows }), &table(&source, &rows))
+}
+
+/// The variants in `path`, with what each makes of `config` after `sets`.
+fn read(path: &Path, config: &Path, sets: &[String]) -> Result<Vec<(Variant, AdaptConfig)>, Box<dyn Error>> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("file {}: {error}", path.display()))?;
+    let Ablations { variant: variants } = toml::from_str(&text).map_err(|error| format!("file {}: {error}", path.display()))?;
+    let adapt = |variant: Variant| {
+        let sets: Vec<String> = sets.iter().chain(&variant.set).cloned().collect();
+        let config = Config::load(config, &sets, std::env::vars()).map_err(|error| format!("variant {:?}: {error}", variant.name))?;
+        Ok((variant, config.adapt))
+    };
+    variants.into_iter().map(adapt).collect()
 }
 
 fn answers(
@@ -131,4 +135,19 @@ fn table(source: &Answers, rows: &[Row]) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_shipped_variant_is_a_configuration_of_its_own() {
+        let [file, config] = ["ablations.toml", "undrift.toml"].map(|name| Path::new("configs/fashion-mnist").join(name));
+        let variants = read(&file, &config, &[]).expect("variants");
+        for (i, (variant, adapt)) in variants.iter().enumerate() {
+            let twin = variants[..i].iter().find(|(_, other)| other == adapt);
+            assert!(twin.is_none(), "{:?} is {:?}", variant.name, twin.map(|(other, _)| &other.name));
+        }
+    }
 }
