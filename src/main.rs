@@ -30,6 +30,8 @@ enum Command {
     Eval(cli::eval::Eval),
     /// Make a bundle: train the classifier and the diffusion model
     Train(cli::train::Train),
+    /// Prove a checkpoint: compute its history again from the stream, and compare
+    Verify(cli::verify::Verify),
     /// List and inspect checkpoints
     Checkpoint(cli::checkpoint::Checkpoint),
     /// Check a configuration, and show where each value comes from
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
             tracing_subscriber::fmt().with_writer(std::io::stderr).init();
             finish(cli::train::run(&train))
         }
+        Command::Verify(verify) => cli::verify::run(&verify),
         Command::Checkpoint(checkpoint) => cli::checkpoint::run(&checkpoint),
         Command::CheckConfig(check) => cli::check_config::run(&check),
         Command::Completions { shell } => {

@@ -9,7 +9,7 @@
 
 mod messages;
 
-pub use messages::{Adapted, Effect, Event, Job, Outcome, PipelineError, Start, Status, WindowFrame};
+pub use messages::{Adapted, Decision, Effect, Event, Job, Outcome, PipelineError, Scheduled, Start, Status, WindowFrame};
 
 use crate::bundle::Bundle;
 use crate::diffusion::{Timestep, stretch};
@@ -21,8 +21,16 @@ use crate::monitor::{self, Monitor};
 use crate::noise::NoiseSecret;
 use crate::observation::{Observation, SkipReason, WindowReport};
 use crate::prediction::{PREDICTION_VERSION, Prediction, RankedClass, StageLatency};
-use crate::state::{Control, DurableState, LearnerState, MonitorState, Served};
+use crate::state::{Control, DurableState, FrameMark, LearnerState, MonitorState, Served};
 use std::collections::VecDeque;
+
+/// A frame that was applied.
+struct Taken {
+    frame: Frame,
+    studied: WindowFrame,
+    /// Of all frames up to this one.
+    input_chain: [u8; 32],
+}
 
 /// The state at the end of a window, still without what the adapter had in hand then.
 struct Border {
@@ -62,13 +70,13 @@ pub struct Pipeline {
     /// State after the last frame, without what the adapter is working on.
     current: DurableState,
     /// Frames of the window that is open.
-    window: Vec<(Frame, WindowFrame)>,
+    window: Vec<Taken>,
     /// Windows that the adapter has not finished, oldest first.
     awaited: VecDeque<u64>,
     /// Frames that `answer = "after"` holds until their window is adapted.
-    held: Vec<(Frame, WindowFrame)>,
-    /// Counts resets and roll-backs, so that windows handed out before are told apart.
-    epoch: u64,
+    held: Vec<Taken>,
+    /// Made before a restart, not reached yet, oldest first.
+    decisions: VecDeque<Scheduled>,
     monitor: Monitor,
     tally: Tally,
 }
@@ -85,16 +93,16 @@ impl Pipeline {
         secret: NoiseSecret,
         start: Start,
     ) -> Result<Self, PipelineError> {
-        let mut state = match start {
-            Start::Source { incarnation } => first_state(bundle, config, incarnation),
-            Start::Resume(state) => *state,
+        let (mut state, decisions) = match start {
+            Start::Source { incarnation, birth } => (first_state(bundle, config, incarnation, birth), Vec::new()),
+            Start::Resume { state, decisions } => (*state, decisions),
         };
         check_weights(&state, bundle)?;
         // Indices of another `window` mean nothing here: what is pending came out of windows before the next one.
         let last = (state.frames / u64::try_from(config.window).expect("at most 1024")).saturating_sub(1);
         state.pending.iter_mut().for_each(|served| served.window = served.window.map(|window| window.min(last)));
         let classifier = |weights: &Tensors| Classifier::frozen(&bundle.classifier_config, weights.clone());
-        Ok(Self {
+        let mut pipeline = Self {
             config: config.clone(),
             classifier_config: bundle.classifier_config,
             labels: bundle.labels.clone(),
@@ -117,13 +125,20 @@ impl Pipeline {
             window: Vec::new(),
             awaited: VecDeque::new(),
             held: Vec::new(),
-            epoch: 0,
+            decisions: decisions.into(),
             tally: Tally::default(),
-        })
+        };
+        // Nobody has seen anything of the time before yet, so nobody needs to be told.
+        let next = FrameSeq(pipeline.current.sequence.0 + 1);
+        pipeline.catch_up(next, &mut Vec::new())?;
+        Ok(pipeline)
     }
 
-    /// False while the next frame needs a window that the adapter has not finished.
-    pub fn is_ready(&self) -> bool {
+    /// False while frame `next` needs a window that the adapter has not finished.
+    pub fn is_ready(&self, next: FrameSeq) -> bool {
+        if self.is_decision_due(next) && !self.awaited.is_empty() {
+            return false;
+        }
         let is_border = self.window.is_empty();
         let next = self.window_index();
         match self.config.answer {
@@ -132,29 +147,34 @@ impl Pipeline {
         }
     }
 
+    /// Whether an operator's decision can be applied now: those made before a restart come first, and the adapter has nothing
+    /// in hand, so that what comes of the decision does not depend on how fast it is.
+    pub fn is_settled(&self) -> bool {
+        self.awaited.is_empty() && self.decisions.is_empty()
+    }
+
+    /// Whether decisions that were made before a restart have not been reached yet.
+    pub fn has_scheduled(&self) -> bool {
+        !self.decisions.is_empty()
+    }
+
     /// Applies one event.
     ///
     /// # Errors
     /// Only what is fatal.
     ///
     /// # Panics
-    /// When a frame comes while [`Self::is_ready`] is false, or out of order: bugs of the shell.
+    /// When a frame comes while [`Self::is_ready`] is false, or out of order, or a decision while [`Self::is_settled`] is false:
+    /// bugs of the shell.
     pub fn apply(&mut self, event: Event) -> Result<Vec<Effect>, PipelineError> {
         let mut effects = Vec::new();
         match event {
             Event::Frame { frame, is_overloaded } => self.frame(*frame, is_overloaded, &mut effects)?,
             Event::Adapted(adapted) => self.adapted(*adapted, &mut effects)?,
             Event::Label { camera, frame_id, label } => observe(self.monitor.labelled(camera, frame_id, label), &mut effects),
-            Event::Switch { enabled } => self.switch(enabled, &mut effects),
-            Event::Reset => {
-                let learner = source_state(&self.source_weights, self.next_version());
-                self.replace(learner, &mut effects)?;
-                effects.push(Effect::Observe(Observation::WeightsReset));
-            }
-            Event::RollBack(state) => {
-                let version = self.next_version();
-                self.replace(LearnerState { version, ..state.learner }, &mut effects)?;
-                effects.push(Effect::Observe(Observation::RolledBack { version }));
+            Event::Decided(decision) => {
+                assert!(self.is_settled(), "a decision while windows are being learned from");
+                self.decide(decision, &mut effects)?;
             }
         }
         Ok(effects)
@@ -168,6 +188,11 @@ impl Pipeline {
         parameters::check(&state.learner.weights, &self.source_weights)
     }
 
+    /// Number of the next decision.
+    pub fn next_decision(&self) -> u64 {
+        self.current.control.generation + 1
+    }
+
     /// Answers what `answer = "after"` still holds of a window that no more frames will fill: at the end of a stream.
     pub fn answer_rest(&mut self) -> Result<Vec<Effect>, PipelineError> {
         let mut effects = Vec::new();
@@ -178,9 +203,38 @@ impl Pipeline {
         Ok(effects)
     }
 
-    /// The state to write when an operator asks: whole, at the last finished border, with the operators' last word.
+    /// The state to write when an operator asks: whole, at the last finished border. What was decided since is not in it.
     pub fn state(&self) -> DurableState {
-        DurableState { control: self.current.control, ..self.whole.clone() }
+        self.whole.clone()
+    }
+
+    /// What the adapter goes on from.
+    pub fn learner(&self) -> &LearnerState {
+        &self.current.learner
+    }
+
+    /// Last frame that was applied.
+    pub fn sequence(&self) -> FrameSeq {
+        self.current.sequence
+    }
+
+    /// Name of the stream's incarnation.
+    pub fn incarnation(&self) -> &str {
+        &self.current.incarnation
+    }
+
+    /// The hash chain as it would be after a frame with this number and payload hash.
+    pub fn chain_with(&self, sequence: FrameSeq, payload_hash: &[u8; 32]) -> [u8; 32] {
+        chain(&self.current.input_chain, sequence, payload_hash)
+    }
+
+    /// The operators' last word on adaptation.
+    pub fn is_adapt_enabled(&self) -> bool {
+        let scheduled = self.decisions.iter().rev().find_map(|scheduled| match scheduled.decision {
+            Decision::Adapt { enabled } => Some(enabled),
+            _ => None,
+        });
+        scheduled.unwrap_or(self.current.control.adapt_enabled)
     }
 
     pub fn status(&self) -> Status {
@@ -188,7 +242,7 @@ impl Pipeline {
         let (drift, drift_score) = self.monitor.drift();
         let report = self.tally.last_report;
         Status {
-            adapt: if self.current.control.adapt_enabled { "on" } else { "off" },
+            adapt: if self.is_adapt_enabled() { "on" } else { "off" },
             weights_version: self.current.serving.version.0,
             sequence: self.current.sequence.0,
             frames: self.current.frames,
@@ -206,19 +260,22 @@ impl Pipeline {
     }
 
     fn frame(&mut self, frame: Frame, is_overloaded: bool, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
-        assert!(self.is_ready(), "frame {} before its weights", frame.sequence.0);
+        assert!(self.is_ready(frame.sequence), "frame {} before its weights", frame.sequence.0);
         assert!(frame.sequence > self.current.sequence, "frame {} after {}", frame.sequence.0, self.current.sequence.0);
+        self.catch_up(frame.sequence, effects)?;
         if self.window.is_empty() && self.config.answer == AnswerTime::Before {
             self.serve_what_is_due(self.window_index(), effects)?;
         }
         let studied = self.study(&frame, is_overloaded)?;
         self.current.sequence = frame.sequence;
         self.current.frames += 1;
-        self.current.input_chain = chain(&self.current.input_chain, &frame);
+        self.current.input_chain = chain(&self.current.input_chain, frame.sequence, &frame.payload_hash);
+        self.current.mark = Some(FrameMark { payload_hash: frame.payload_hash, broker_time_ns: frame.broker_time_ns });
+        let taken = Taken { frame, studied, input_chain: self.current.input_chain };
         if self.config.answer == AnswerTime::Before {
-            self.answer(&frame, &studied, effects)?;
+            self.answer(&taken, effects)?;
         }
-        self.window.push((frame, studied));
+        self.window.push(taken);
         if self.window.len() == self.config.window {
             self.close_window(is_overloaded, effects)?;
         }
@@ -243,7 +300,8 @@ impl Pipeline {
         Ok(WindowFrame { key, views, source_logits, verdict })
     }
 
-    fn answer(&mut self, frame: &Frame, studied: &WindowFrame, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+    fn answer(&mut self, taken: &Taken, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        let Taken { frame, studied, .. } = taken;
         let mixture = self.current.serving.mixture;
         let logits = match self.is_source_serving {
             true => mixture.logits(&studied.source_logits),
@@ -256,7 +314,7 @@ impl Pipeline {
             }
             _ => softmax(&logits),
         };
-        let prediction = self.prediction(frame, studied, &probabilities);
+        let prediction = self.prediction(taken, &probabilities);
         let answered = monitor::Answered {
             camera: &frame.camera,
             frame_id: &frame.frame_id,
@@ -280,7 +338,8 @@ impl Pipeline {
         Ok(())
     }
 
-    fn prediction(&self, frame: &Frame, studied: &WindowFrame, probabilities: &[f64]) -> Prediction {
+    fn prediction(&self, taken: &Taken, probabilities: &[f64]) -> Prediction {
+        let Taken { frame, studied, input_chain } = taken;
         let mut ranked: Vec<usize> = (0..probabilities.len()).collect();
         ranked.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
         let class = |k: usize| ClassIndex(u32::try_from(k).expect("classes are counted by u32"));
@@ -306,6 +365,7 @@ impl Pipeline {
             adapted: !self.is_source_serving,
             judged: studied.verdict.is_some(),
             latency: StageLatency::default(),
+            input_chain: *input_chain,
         }
     }
 
@@ -322,11 +382,11 @@ impl Pipeline {
         match skip {
             None => {
                 self.awaited.push_back(index);
-                let frames = window.iter().map(|(_, studied)| studied.clone()).collect();
+                let frames = window.iter().map(|taken| taken.studied.clone()).collect();
                 if self.config.answer == AnswerTime::After {
                     self.held = window;
                 }
-                effects.push(Effect::Adapt(Job::Window { epoch: self.epoch, index, frames }));
+                effects.push(Effect::Adapt(Job::Window { index, frames }));
             }
             Some(reason) => {
                 self.tally.windows_skipped += 1;
@@ -345,9 +405,6 @@ impl Pipeline {
     }
 
     fn adapted(&mut self, adapted: Adapted, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
-        if adapted.epoch != self.epoch {
-            return Ok(());
-        }
         assert_eq!(self.awaited.pop_front(), Some(adapted.index), "the adapter finishes windows in their order");
         self.take_note(&adapted.outcome, adapted.learner.version, effects);
         receive(&mut self.current, &adapted);
@@ -382,8 +439,7 @@ impl Pipeline {
     fn complete(&mut self, state: DurableState, effects: &mut Vec<Effect>) {
         let checkpoint = |state: &DurableState| state.frames / self.window_length() / self.checkpoint_windows;
         let is_due = checkpoint(&state) > checkpoint(&self.whole);
-        // An operator's word counts from when it was said, also for frames that are not yet in a checkpoint.
-        self.whole = DurableState { control: self.current.control, ..state };
+        self.whole = state;
         if is_due {
             effects.push(Effect::Persist(Box::new(self.whole.clone())));
         }
@@ -414,35 +470,56 @@ impl Pipeline {
     }
 
     fn answer_held(&mut self, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
-        for (frame, studied) in std::mem::take(&mut self.held) {
-            self.answer(&frame, &studied, effects)?;
+        for taken in std::mem::take(&mut self.held) {
+            self.answer(&taken, effects)?;
         }
         Ok(())
     }
 
-    fn switch(&mut self, enabled: bool, effects: &mut Vec<Effect>) {
-        self.current.control = Control { adapt_enabled: enabled, generation: self.current.control.generation + 1 };
-        effects.push(Effect::Observe(Observation::AdaptationSwitched { enabled }));
+    fn is_decision_due(&self, next: FrameSeq) -> bool {
+        self.decisions.front().is_some_and(|scheduled| scheduled.after < next)
     }
 
-    /// Other weights, from the next frame on; what the adapter has in hand is void.
-    fn replace(&mut self, learner: LearnerState, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
-        self.epoch += 1;
-        self.awaited.clear();
-        self.borders.clear();
+    /// Applies what was decided before frame `next` and before a restart.
+    fn catch_up(&mut self, next: FrameSeq, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+        while self.is_decision_due(next)
+            && let Some(scheduled) = self.decisions.pop_front()
+        {
+            self.decide(scheduled.decision, effects)?;
+        }
+        Ok(())
+    }
+
+    /// Counts from the next frame on. At a border it is in the next checkpoint; else a restart needs to be told of it.
+    fn decide(&mut self, decision: Decision, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         self.current.control.generation += 1;
+        match decision {
+            Decision::Adapt { enabled } => {
+                self.current.control.adapt_enabled = enabled;
+                effects.push(Effect::Observe(Observation::AdaptationSwitched { enabled }));
+            }
+            Decision::Reset => {
+                self.replace(source_state(&self.source_weights, self.next_version()), effects)?;
+                effects.push(Effect::Observe(Observation::WeightsReset));
+            }
+            Decision::RollBack(learner) => {
+                let version = self.next_version();
+                self.replace(LearnerState { version, ..*learner }, effects)?;
+                effects.push(Effect::Observe(Observation::RolledBack { version }));
+            }
+        }
+        if self.window.is_empty() {
+            self.whole = self.current.clone();
+        }
+        Ok(())
+    }
+
+    /// Other weights, from the next frame on.
+    fn replace(&mut self, learner: LearnerState, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         self.current.pending.clear();
         self.serve(Served::now(&learner), effects)?;
         self.current.learner = learner.clone();
         self.tally.last_report = None;
-        self.answer_held(effects)?;
-        self.whole = DurableState {
-            control: self.current.control,
-            serving: self.current.serving.clone(),
-            pending: Vec::new(),
-            learner: learner.clone(),
-            ..self.whole.clone()
-        };
         effects.push(Effect::Adapt(Job::Restore(Box::new(learner))));
         Ok(())
     }
@@ -482,13 +559,15 @@ pub fn check_weights(state: &DurableState, bundle: &Bundle) -> Result<(), Parame
 }
 
 /// The state before the first frame: the source weights serve.
-pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String) -> DurableState {
+pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String, birth: u64) -> DurableState {
     let learner = source_state(&bundle.classifier, WeightsVersion(0));
     DurableState {
         incarnation,
         sequence: FrameSeq(0),
         frames: 0,
         input_chain: [0; 32],
+        mark: None,
+        birth,
         control: Control { adapt_enabled: config.enabled, generation: 0 },
         serving: Served::now(&learner),
         pending: Vec::new(),
@@ -508,11 +587,11 @@ fn receive(state: &mut DurableState, adapted: &Adapted) {
 }
 
 /// H = BLAKE3(H, sequence, payload hash).
-fn chain(previous: &[u8; 32], frame: &Frame) -> [u8; 32] {
+fn chain(previous: &[u8; 32], sequence: FrameSeq, payload_hash: &[u8; 32]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(previous);
-    hasher.update(&frame.sequence.0.to_le_bytes());
-    hasher.update(&frame.payload_hash);
+    hasher.update(&sequence.0.to_le_bytes());
+    hasher.update(payload_hash);
     *hasher.finalize().as_bytes()
 }
 

@@ -50,4 +50,7 @@ pub struct Prediction {
     /// Whether the diffusion model's likelihood of the frame went into the answer.
     pub judged: bool,
     pub latency: StageLatency,
+    /// Hash chain of all frames up to this one; not in the record.
+    #[serde(skip)]
+    pub input_chain: [u8; 32],
 }

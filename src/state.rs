@@ -82,8 +82,18 @@ pub struct PolicyState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Control {
     pub adapt_enabled: bool,
-    /// Count of control messages that were applied.
+    /// Number of the last decision that was applied, from 1; 0 before the first.
     pub generation: u64,
+}
+
+/// What tells a frame of the stream from another that was given its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FrameMark {
+    /// BLAKE3 of the payload as it came.
+    pub payload_hash: [u8; 32],
+    /// Nanoseconds since 1970, by the broker's clock; JetStream only.
+    pub broker_time_ns: Option<i64>,
 }
 
 /// What the monitor (accuracy, drift, collapse) remembers: averages by name, and the recent hits.
@@ -105,6 +115,10 @@ pub struct DurableState {
     pub frames: u64,
     /// Hash chain over all applied frames: H = BLAKE3(H, sequence, payload hash).
     pub input_chain: [u8; 32],
+    /// Of the last applied frame, to know it again; none before the first.
+    pub mark: Option<FrameMark>,
+    /// Last number in the stream of predictions when this history began at the source weights; 0 without a stream.
+    pub birth: u64,
     pub control: Control,
     pub serving: Served,
     /// Weights that are ready and not yet serving, oldest first.
@@ -121,7 +135,9 @@ pub struct Scalars {
     pub sequence: FrameSeq,
     frames: u64,
     input_chain: [u8; 32],
-    control: Control,
+    mark: Option<FrameMark>,
+    birth: u64,
+    pub control: Control,
     serving: (WeightsVersion, Option<u64>),
     pending: Vec<(WeightsVersion, Option<u64>)>,
     /// Of the serving weights, then of the pending.
@@ -149,6 +165,8 @@ impl DurableState {
             sequence: self.sequence,
             frames: self.frames,
             input_chain: self.input_chain,
+            mark: self.mark,
+            birth: self.birth,
             control: self.control,
             serving: (self.serving.version, self.serving.window),
             pending: self.pending.iter().map(|served| (served.version, served.window)).collect(),
@@ -207,6 +225,8 @@ impl DurableState {
             sequence: scalars.sequence,
             frames: scalars.frames,
             input_chain: scalars.input_chain,
+            mark: scalars.mark,
+            birth: scalars.birth,
             control: scalars.control,
             monitor: scalars.monitor,
         })

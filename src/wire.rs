@@ -294,6 +294,18 @@ pub enum EventRecord {
     StreamTruncated {
         incarnation: String,
     },
+    /// The frames' stream holds other frames under numbers that were applied: read from the first new one, the weights kept.
+    StreamRewritten {
+        incarnation: String,
+    },
+    /// The stream does not hold so many frames after `sequence`.
+    Gap {
+        missing: u64,
+    },
+    /// A prediction made again after a restart is not the one that was stored.
+    ReplayMismatch {
+        frame: FrameSeq,
+    },
     Adapt {
         enabled: bool,
     },
@@ -312,6 +324,9 @@ impl EventRecord {
             Self::Checkpoint { .. } => "checkpoint",
             Self::NewStream { .. } => "new_stream",
             Self::StreamTruncated { .. } => "stream_truncated",
+            Self::StreamRewritten { .. } => "stream_rewritten",
+            Self::Gap { .. } => "gap",
+            Self::ReplayMismatch { .. } => "replay_mismatch",
             Self::Adapt { .. } => "adapt",
             Self::Reset {} => "reset",
             Self::RollBack { .. } => "roll_back",
@@ -444,6 +459,7 @@ mod tests {
             adapted: true,
             judged: true,
             latency: StageLatency { queue_ms: 0.1, decode_ms: 0.2, predict_ms: 0.3 },
+            input_chain: [0; 32],
         }
     }
 

@@ -63,10 +63,12 @@ fn decode_gives_back_every_bit_that_encode_was_given() {
 
 #[test]
 fn the_state_hash_sees_every_part_of_the_state_and_not_the_time() {
-    let changes: [fn(&mut DurableState); 9] = [
+    let changes: [fn(&mut DurableState); 11] = [
         |s| s.incarnation.push('x'),
         |s| s.sequence = FrameSeq(s.sequence.0 + 1),
         |s| s.input_chain[31] ^= 1,
+        |s| s.mark = None,
+        |s| s.birth += 1,
         |s| s.control.adapt_enabled = false,
         |s| s.serving.window = Some(7),
         |s| s.pending.clear(),

@@ -114,7 +114,7 @@ fn window(channels: usize) -> Vec<WindowFrame> {
 
 /// What came of a window that was learned from.
 fn learned(adapter: &mut Adapter, channels: usize) -> LearnerState {
-    let adapted = adapter.run(Job::Window { epoch: 0, index: 0, frames: window(channels) }).expect("a window").expect("an answer");
+    let adapted = adapter.run(Job::Window { index: 0, frames: window(channels) }).expect("a window").expect("an answer");
     assert!(matches!(adapted.outcome, Outcome::Learned(_)), "{:?}", adapted.outcome);
     adapted.learner
 }

@@ -249,7 +249,7 @@ fn adapt(fixture: &Fixture, optimizer: (&str, OptimizerConfig, f32), steps: u32)
     let mut adapter = Adapter::new(&bundle, &config(optimizer, steps), source).expect("an adapter");
     let frame = |(index, views)| WindowFrame { key: key(index), views, source_logits: vec![vec![0.0; CLASSES]], verdict: None };
     let frames = (0..).zip(fixture.images()).map(frame).collect();
-    let adapted = adapter.run(Job::Window { epoch: 0, index: 0, frames }).expect("a window").expect("an answer");
+    let adapted = adapter.run(Job::Window { index: 0, frames }).expect("a window").expect("an answer");
     let Outcome::Learned(report) = adapted.outcome else { panic!("nothing was learned: {:?}", adapted.outcome) };
     assert_eq!(adapted.learner.version, WeightsVersion(u64::from(steps)));
     (report, adapted.learner.weights)

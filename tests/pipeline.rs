@@ -6,12 +6,12 @@ mod tiny;
 
 use AdapterSpeed::{AtLast, AtOnce, Midway};
 use std::collections::VecDeque;
-use undrift::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
-use undrift::learner::{AdaptConfig, Adapter, AnswerBy, AnswerTime, source_state};
+use undrift::frame::{ClassIndex, Frame, FrameSeq};
+use undrift::learner::{AdaptConfig, Adapter, AnswerBy, AnswerTime};
 use undrift::model::ClassConditioning;
 use undrift::noise::NoiseSecret;
 use undrift::observation::{Observation, SkipReason};
-use undrift::pipeline::{Adapted, Effect, Event, OutputShape, Pipeline, Start};
+use undrift::pipeline::{Adapted, Decision, Effect, Event, OutputShape, Pipeline, Scheduled, Start};
 use undrift::prediction::Prediction;
 use undrift::state::DurableState;
 
@@ -54,17 +54,21 @@ struct Run {
 
 impl Run {
     fn start(channels: usize, config: &AdaptConfig, start: Option<DurableState>) -> Self {
+        Self::resume(channels, config, start, Vec::new())
+    }
+
+    fn resume(channels: usize, config: &AdaptConfig, start: Option<DurableState>, decisions: Vec<Scheduled>) -> Self {
         let bundle = tiny::bundle(channels, ClassConditioning::Readout);
-        let learner = start.as_ref().map_or(source_state(&bundle.classifier, WeightsVersion(0)), |state| state.learner.clone());
         let shape = OutputShape { top_k: 2, checkpoint_windows: 1 };
         let start = match start {
-            Some(state) => Start::Resume(Box::new(state)),
-            None => Start::Source { incarnation: "test".to_owned() },
+            Some(state) => Start::Resume { state: Box::new(state), decisions },
+            None => Start::Source { incarnation: "test".to_owned(), birth: 0 },
         };
+        let pipeline = Pipeline::new(&bundle, config, shape, NoiseSecret::from_seed(1), start).expect("a bundle that fits");
         Self {
             channels,
-            pipeline: Pipeline::new(&bundle, config, shape, NoiseSecret::from_seed(1), start).expect("a bundle that fits"),
-            adapter: Adapter::new(&bundle, config, learner).expect("a bundle that fits"),
+            adapter: Adapter::new(&bundle, config, pipeline.learner().clone()).expect("a bundle that fits"),
+            pipeline,
             predictions: Vec::new(),
             persisted: Vec::new(),
             skips: Vec::new(),
@@ -92,12 +96,21 @@ impl Run {
 
     fn feed(&mut self, indices: std::ops::Range<u64>, is_overloaded: bool, speed: AdapterSpeed) {
         for index in indices {
-            if speed == AtOnce || (speed == Midway && index % 4 == 2) || !self.pipeline.is_ready() {
+            let next = FrameSeq(index + 1);
+            if speed == AtOnce || (speed == Midway && index % 4 == 2) || !self.pipeline.is_ready(next) {
                 self.deliver();
             }
-            assert!(self.pipeline.is_ready());
+            assert!(self.pipeline.is_ready(next));
             self.apply(Event::Frame { frame: Box::new(frame(self.channels, index)), is_overloaded });
         }
+    }
+
+    /// Decides as the daemon does: when nothing is under way.
+    fn decide(&mut self, decision: Decision) -> Scheduled {
+        self.deliver();
+        let after = FrameSeq(self.pipeline.status().sequence);
+        self.apply(Event::Decided(decision.clone()));
+        Scheduled { after, decision }
     }
 
     fn versions(&self) -> Vec<u64> {
@@ -161,12 +174,12 @@ fn off_holds_the_weights_at_once_and_on_lets_them_move_again() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..14, false, AtOnce);
     let held = run.predictions[13].weights_version;
-    run.apply(Event::Switch { enabled: false });
+    run.decide(Decision::Adapt { enabled: false });
     run.feed(14..32, false, AtOnce);
     assert!(run.predictions[14..].iter().all(|prediction| prediction.weights_version == held));
     assert_eq!(run.pipeline.status().adapt, "off");
     assert!(run.skips.iter().all(|&reason| reason == SkipReason::Disabled) && !run.skips.is_empty());
-    run.apply(Event::Switch { enabled: true });
+    run.decide(Decision::Adapt { enabled: true });
     run.feed(32..48, false, AtOnce);
     assert!(run.predictions[47].weights_version > held);
 }
@@ -213,17 +226,16 @@ fn off_holds_how_far_the_judge_is_heard() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..24, false, AtOnce);
     assert!(run.pipeline.state().serving.mixture.is_judge_heard);
-    run.apply(Event::Switch { enabled: false });
+    run.decide(Decision::Adapt { enabled: false });
     run.feed(24..48, false, AtOnce);
     assert!(run.pipeline.state().serving.mixture.is_judge_heard && run.predictions[47].judged);
 }
 
 #[test]
-fn reset_answers_like_a_fresh_start_and_voids_what_the_adapter_has_in_hand() {
+fn reset_answers_like_a_fresh_start() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..13, false, AtLast);
-    run.apply(Event::Reset);
-    run.deliver();
+    run.decide(Decision::Reset);
     run.feed(13..14, false, AtLast);
     let answer = &run.predictions[13];
     assert!(answer.weights_version > run.predictions[12].weights_version, "versions never go back");
@@ -237,7 +249,7 @@ fn rolling_back_brings_the_earlier_weights_under_a_new_version() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..16, false, AtOnce);
     let earlier = run.persisted[1].clone();
-    run.apply(Event::RollBack(Box::new(earlier.clone())));
+    run.decide(Decision::RollBack(Box::new(earlier.learner.clone())));
     let state = run.pipeline.state();
     assert!(state.learner.version > earlier.learner.version);
     for (name, tensor) in &earlier.learner.weights {
@@ -266,12 +278,57 @@ fn a_restart_from_any_checkpoint_equals_the_run_that_was_not_interrupted() {
     }
 }
 
+/// What an operator decides before frame `index`.
+fn decisions(run: &Run, index: u64) -> Vec<Decision> {
+    match index {
+        9 => vec![Decision::Adapt { enabled: false }],
+        14 | 31 => vec![Decision::Adapt { enabled: true }],
+        19 => vec![Decision::RollBack(Box::new(run.persisted[1].learner.clone()))],
+        24 => vec![Decision::Reset, Decision::Adapt { enabled: false }],
+        _ => Vec::new(),
+    }
+}
+
 #[test]
-fn a_switch_survives_a_restart() {
+fn a_restart_makes_the_decisions_after_its_checkpoint_again_at_their_places() {
+    for (lag, speed) in [(1, AtOnce), (2, Midway), (3, AtLast)] {
+        let config = AdaptConfig { lag, ..tiny::config() };
+        let (mut whole, mut decided) = (Run::start(1, &config, None), Vec::new());
+        for index in 0..40 {
+            for decision in decisions(&whole, index) {
+                decided.push(whole.decide(decision));
+            }
+            whole.feed(index..index + 1, false, speed);
+        }
+        whole.deliver();
+        let last = bytes(&whole.pipeline.state());
+        for state in whole.persisted.clone() {
+            let (next, made) = (state.sequence.0, state.control.generation as usize);
+            let mut resumed = Run::resume(1, &config, Some(state), decided[made..].to_vec());
+            assert!(resumed.pipeline.is_adapt_enabled(), "the last word counts");
+            resumed.feed(next..40, false, AtLast);
+            resumed.deliver();
+            assert_eq!(resumed.predictions, whole.predictions[next as usize..], "from {next}, lag {lag}, adapter {speed:?}");
+            assert_eq!(bytes(&resumed.pipeline.state()), last, "from {next}, lag {lag}, adapter {speed:?}");
+        }
+    }
+}
+
+#[test]
+fn a_decision_between_two_windows_is_in_the_state_at_once() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..8, false, AtOnce);
+    run.decide(Decision::Adapt { enabled: false });
+    let resumed = Run::start(1, &tiny::config(), Some(run.pipeline.state()));
+    assert_eq!(resumed.pipeline.status().adapt, "off");
+}
+
+#[test]
+fn what_was_decided_shows_before_the_restart_has_come_to_it() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..9, false, AtOnce);
-    run.apply(Event::Switch { enabled: false });
-    let resumed = Run::start(1, &tiny::config(), Some(run.pipeline.state()));
+    let decided = run.decide(Decision::Adapt { enabled: false });
+    let resumed = Run::resume(1, &tiny::config(), Some(run.pipeline.state()), vec![decided]);
     assert_eq!(resumed.pipeline.status().adapt, "off");
 }
 
@@ -292,6 +349,6 @@ fn a_state_of_another_model_is_refused() {
     let run = Run::start(3, &tiny::config(), None);
     let bundle = tiny::bundle(1, ClassConditioning::Readout);
     let shape = OutputShape { top_k: 2, checkpoint_windows: 1 };
-    let start = Start::Resume(Box::new(run.pipeline.state()));
+    let start = Start::Resume { state: Box::new(run.pipeline.state()), decisions: Vec::new() };
     assert!(Pipeline::new(&bundle, &tiny::config(), shape, NoiseSecret::from_seed(1), start).is_err());
 }

@@ -74,7 +74,7 @@ pub struct Eval {
 /// What is compared without a list of methods.
 const METHODS: [Method; 2] = [Method::Source, Method::Undrift];
 
-const BAR: &str = "{msg:>20} {bar:30} {pos}/{len} {per_sec} {eta} left";
+pub(super) const BAR: &str = "{msg:>20} {bar:30} {pos}/{len} {per_sec} {eta} left";
 
 pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
     match (&eval.ablations, eval.suite.suite) {

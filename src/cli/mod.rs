@@ -10,3 +10,4 @@ pub mod publish;
 pub mod run;
 pub mod source;
 pub mod train;
+pub mod verify;

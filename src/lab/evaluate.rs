@@ -2,14 +2,14 @@
 
 use super::baselines::Passes;
 use crate::bundle::Bundle;
-use crate::frame::WeightsVersion;
 use crate::frame::{ClassIndex, Frame};
-use crate::learner::{AdaptConfig, AdaptError, Adapter, AnswerBy, ObjectiveKind, source_state};
+use crate::learner::{AdaptConfig, AdaptError, Adapter, AnswerBy, ObjectiveKind};
 use crate::model::DitConfig;
 use crate::noise::NoiseSecret;
 use crate::observation::{Observation, WindowReport};
-use crate::pipeline::{Effect, Event, Job, Outcome, OutputShape, Pipeline, PipelineError, Start, Status};
+use crate::pipeline::{Decision, Effect, Event, Job, Outcome, OutputShape, Pipeline, PipelineError, Start, Status};
 use crate::prediction::Prediction;
+use crate::state::DurableState;
 use std::collections::VecDeque;
 
 /// A run that cannot go on.
@@ -44,15 +44,25 @@ pub struct Session {
 impl Session {
     /// Starts with the source weights; noise is keyed by `seed`.
     pub fn new(bundle: &Bundle, config: &AdaptConfig, seed: u64) -> Result<Self, SessionError> {
-        let shape = OutputShape { top_k: 1, checkpoint_windows: u64::MAX };
-        let start = Start::Source { incarnation: "lab".to_owned() };
+        let start = Start::Source { incarnation: "lab".to_owned(), birth: 0 };
+        Self::start(bundle, config, 1, NoiseSecret::from_seed(seed), start)
+    }
+
+    /// Starts where a daemon would, with its noise; a prediction names `top_k` classes.
+    pub fn start(bundle: &Bundle, config: &AdaptConfig, top_k: usize, secret: NoiseSecret, start: Start) -> Result<Self, SessionError> {
+        let pipeline = Pipeline::new(bundle, config, OutputShape { top_k, checkpoint_windows: u64::MAX }, secret, start)?;
         Ok(Self {
-            pipeline: Pipeline::new(bundle, config, shape, NoiseSecret::from_seed(seed), start)?,
-            adapter: Adapter::new(bundle, config, source_state(&bundle.classifier, WeightsVersion(0)))?,
+            adapter: Adapter::new(bundle, config, pipeline.learner().clone())?,
+            pipeline,
             config: config.clone(),
             diffusion_config: bundle.diffusion_config,
             passes: Passes::default(),
         })
+    }
+
+    /// State at the border of the last window.
+    pub fn state(&self) -> DurableState {
+        self.pipeline.state()
     }
 
     pub fn status(&self) -> Status {
@@ -66,8 +76,16 @@ impl Session {
 
     /// Feeds the next frame, and does the work that comes of it.
     pub fn frame(&mut self, frame: Frame) -> Result<Step, SessionError> {
+        self.apply(Event::Frame { frame: Box::new(frame), is_overloaded: false })
+    }
+
+    /// What an operator decides before the next frame.
+    pub fn decide(&mut self, decision: Decision) -> Result<(), SessionError> {
+        self.apply(Event::Decided(decision)).map(drop)
+    }
+
+    fn apply(&mut self, event: Event) -> Result<Step, SessionError> {
         let mut step = Step::default();
-        let event = Event::Frame { frame: Box::new(frame), is_overloaded: false };
         let mut effects = VecDeque::from(self.pipeline.apply(event)?);
         while let Some(effect) = effects.pop_front() {
             match effect {

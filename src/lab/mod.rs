@@ -13,3 +13,4 @@ pub mod streams;
 pub mod suite;
 pub mod summary;
 pub mod train;
+pub mod verify;

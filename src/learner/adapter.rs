@@ -81,10 +81,10 @@ impl Adapter {
     pub fn run(&mut self, job: Job) -> Result<Option<Adapted>, AdaptError> {
         match job {
             Job::Restore(learner) => self.restore(*learner).map(|()| None),
-            Job::Window { epoch, index, frames } => {
+            Job::Window { index, frames } => {
                 let verdicts = self.judge(&frames)?;
                 let outcome = self.learn(&frames, &verdicts)?;
-                Ok(Some(Adapted { epoch, index, learner: self.state()?, outcome }))
+                Ok(Some(Adapted { index, learner: self.state()?, outcome }))
             }
         }
     }

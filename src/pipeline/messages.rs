@@ -1,6 +1,6 @@
 //! What goes into the pipeline and what comes out: plain values.
 
-use crate::frame::{ClassIndex, Frame};
+use crate::frame::{ClassIndex, Frame, FrameSeq};
 use crate::learner::Verdict;
 use crate::model::ParameterError;
 use crate::noise::NoiseKey;
@@ -17,12 +17,27 @@ pub enum Event {
     Adapted(Box<Adapted>),
     /// Truth that came later; for metrics only.
     Label { camera: String, frame_id: String, label: ClassIndex },
-    /// An operator switched adaptation. Off holds the weights that answer now.
-    Switch { enabled: bool },
-    /// An operator asked for the source weights.
+    /// An operator has decided; it counts from the next frame on.
+    Decided(Decision),
+}
+
+/// What an operator wants of the classifier.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// Off holds the weights that answer now.
+    Adapt { enabled: bool },
+    /// The source weights.
     Reset,
-    /// An operator asked for an earlier state's weights.
-    RollBack(Box<DurableState>),
+    /// The weights of an earlier state.
+    RollBack(Box<LearnerState>),
+}
+
+/// A decision that was made before, at its place in the stream.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    /// Last frame that was applied before it.
+    pub after: FrameSeq,
+    pub decision: Decision,
 }
 
 /// What the pipeline wants done, in this order.
@@ -37,7 +52,7 @@ pub enum Effect {
 
 /// Frames to learn from, or a state to go on from.
 pub enum Job {
-    Window { epoch: u64, index: u64, frames: Vec<WindowFrame> },
+    Window { index: u64, frames: Vec<WindowFrame> },
     Restore(Box<LearnerState>),
 }
 
@@ -56,7 +71,6 @@ pub struct WindowFrame {
 
 /// What came of a window.
 pub struct Adapted {
-    pub epoch: u64,
     pub index: u64,
     /// A deep copy: shares no memory with the adapter.
     pub learner: LearnerState,
@@ -72,10 +86,10 @@ pub enum Outcome {
 
 /// Where the pipeline starts.
 pub enum Start {
-    /// With the source weights, on the stream `incarnation`.
-    Source { incarnation: String },
-    /// Where a checkpoint was taken.
-    Resume(Box<DurableState>),
+    /// With the source weights, on the stream `incarnation`; for `birth` see [`DurableState`].
+    Source { incarnation: String, birth: u64 },
+    /// Where a checkpoint was taken, with what was decided after it, in that order.
+    Resume { state: Box<DurableState>, decisions: Vec<Scheduled> },
 }
 
 /// The numbers behind `status` and the page.

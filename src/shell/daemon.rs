@@ -15,14 +15,17 @@
 //! process with its reason.
 
 use super::bundle_reader::{BundleReadError, read_bundle};
-use super::engine::{Codec, Engine, Lines, STOP_PATIENCE};
+use super::decision_log::DecisionLog;
+use super::engine::{Codec, Engine, History, Lines, STOP_PATIENCE};
 use super::http::{self, ListenError};
-use super::jetstream::{self, StreamFacts};
+use super::jetstream::{self, Position, StreamFacts};
 use super::nats::{self, Control, NatsError};
+use super::publisher::{self, Fenced};
 use super::queue::{AtLimit, Inbox, Limits, Order, Outbox, Outgoing};
+use super::replay::{Answered, Tail};
 use super::status::{Phase, Shared};
 use super::store::{Store, StoreError};
-use super::store_thread::{self, Save, StoreOrder, StoreQueue};
+use super::store_thread::{self, Reply, Save, StoreOrder, StoreQueue};
 use super::telemetry::{self, Telemetry, TelemetryError};
 use crate::bundle::Bundle;
 use crate::checkpoint::Meta;
@@ -30,11 +33,12 @@ use crate::config::{Config, NatsMode};
 use crate::frame::{FrameSeq, WeightsVersion};
 use crate::learner::{AdaptError, Adapter, source_state};
 use crate::noise::NoiseSecret;
-use crate::pipeline::{Job, OutputShape, Pipeline, PipelineError, Start};
+use crate::pipeline::{Job, OutputShape, Pipeline, PipelineError, Scheduled, Start};
+use crate::proof::HistoryId;
 use crate::state::{DurableState, MonitorState, Served};
-use crate::wire::{self, EventRecord, PrefixError, Subjects};
-use async_nats::jetstream::Context;
-use async_nats::{Client, HeaderMap};
+use crate::wire::{EventRecord, PrefixError, Subjects};
+use async_nats::Client;
+use async_nats::jetstream::{Context, stream::Stream};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -47,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 const OUTBOX_MESSAGES_MAX: usize = 4096;
 /// How long a stopping daemon waits for its last predictions to leave.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(4);
 
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,8 @@ pub enum DaemonError {
     Prefix(#[from] PrefixError),
     #[error(transparent)]
     Nats(#[from] NatsError),
+    #[error(transparent)]
+    Fenced(#[from] Fenced),
     #[error(transparent)]
     Store(Box<StoreError>),
     #[error(transparent)]
@@ -80,11 +87,13 @@ impl From<StoreError> for DaemonError {
 }
 
 impl DaemonError {
-    /// After sysexits.h: 69 unavailable, 70 software, 74 input or output, 78 configuration.
+    /// After sysexits.h: 69 unavailable, 70 software, 73 cannot create (another daemon does), 74 input or output, 78 configuration.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Listen(_) | Self::Nats(NatsError::Connect(_)) => 69,
             Self::Prefix(_) | Self::Bundle(_) | Self::Nats(NatsError::Credentials(_)) => 78,
+            Self::Fenced(_) => 73,
+            Self::Store(error) if matches!(**error, StoreError::Locked { .. }) => 73,
             Self::Store(_) | Self::Thread(_) => 74,
             _ => 70,
         }
@@ -121,16 +130,21 @@ struct Daemon {
     lines: Lines,
     store: Option<Store>,
     restored: Option<DurableState>,
+    /// Of this process's sessions; one has it while it runs.
+    log: Option<DecisionLog>,
+    /// Whether the session before found other frames than those that were answered.
+    is_rewritten: bool,
     meta: Meta,
 }
 
 /// Where a session starts.
 struct Origin {
     start: Start,
-    /// Of the stream; without what a lost end adds to the state's.
+    /// Of the stream; without what a break adds to the state's.
     incarnation: String,
-    /// First part of the predictions' ids.
-    id_prefix: String,
+    /// How the stream differs from the one that the state has seen; then the state must be on the disk before the first frame.
+    is_new: bool,
+    /// Of the stream's last message; 0 without a stream.
     last: u64,
 }
 
@@ -146,6 +160,7 @@ impl Daemon {
         let bundle = read_bundle(&config)?;
         let mut store = Store::open(&config.checkpoint.dir, config.checkpoint.keep)?;
         let secret = store.noise_key(&config.noise)?;
+        let log = DecisionLog::open(&config.checkpoint.dir)?;
         let mut recovery = store.latest()?;
         for quarantined in &recovery.quarantined {
             tracing::error!(generation = %quarantined.generation, path = %quarantined.path.display(), reason = quarantined.reason, "damaged checkpoint moved away");
@@ -169,20 +184,37 @@ impl Daemon {
         };
         let stream = (config.nats.mode == NatsMode::Jetstream).then(|| nats::jetstream_context(&client));
         let restored = recovery.newest.map(|restored| restored.state);
-        Ok(Self { config, bundle, secret, subjects, client, stream, lines, store: Some(store), restored, meta })
+        Ok(Self {
+            config,
+            bundle,
+            secret,
+            subjects,
+            client,
+            stream,
+            lines,
+            store: Some(store),
+            restored,
+            log: Some(log),
+            is_rewritten: false,
+            meta,
+        })
     }
 
     /// Sessions, one after the other, and the order of the end.
     async fn run(mut self, mut tasks: JoinSet<()>, shutdown: CancellationToken) -> Result<(), DaemonError> {
-        let publisher =
-            nats::publish(self.client.clone(), self.stream.clone(), Arc::clone(&self.lines.outbox), Arc::clone(&self.lines.inbox));
-        let publisher = tokio::spawn(publisher);
+        let (outbox, inbox) = (Arc::clone(&self.lines.outbox), Arc::clone(&self.lines.inbox));
+        let publisher = publisher::publish(self.client.clone(), self.stream.clone(), self.subjects.clone(), outbox, inbox);
+        let mut publisher = tokio::spawn(publisher);
         let mut store = self.start_store_thread()?;
         self.start_tasks(&mut tasks).await?;
         loop {
             let end = tokio::select! {
                 // A session that is cut off here ends with the process.
                 end = self.session(&shutdown) => end?,
+                result = &mut publisher => return Err(match result {
+                    Ok(Err(fenced)) => fenced.into(),
+                    Ok(Ok(())) | Err(_) => DaemonError::Ended("publisher"),
+                }),
                 result = &mut store => return Err(result.map_or(DaemonError::Ended("store thread"), |()| DaemonError::Ended("store thread"))),
                 _ = tasks.join_next() => return Err(DaemonError::Ended("a task of NATS or HTTP")),
             };
@@ -220,44 +252,84 @@ impl Daemon {
 
     /// From the first frame after the checkpoint to a shutdown or another stream.
     async fn session(&mut self, shutdown: &CancellationToken) -> Result<SessionEnd, DaemonError> {
-        let Some(origin) = self.origin(shutdown).await else { return Ok(SessionEnd::Shutdown) };
-        let Origin { start, incarnation, id_prefix, last } = origin;
+        let Some(Origin { start, incarnation, is_new, last: end_of_stream }) = self.origin(shutdown).await? else {
+            return Ok(SessionEnd::Shutdown);
+        };
         let output = OutputShape { top_k: self.config.output.top_k, checkpoint_windows: self.config.checkpoint.every_windows };
         let pipeline = Pipeline::new(&self.bundle, &self.config.adapt, output, self.secret.clone(), start)?;
-        let adapter = Adapter::new(&self.bundle, &self.config.adapt, pipeline.state().learner)?;
+        let state = pipeline.state();
+        if is_new {
+            self.persist(state.clone()).await;
+        }
+        let last = Position { sequence: state.sequence.0, mark: state.mark };
+        let adapter = Adapter::new(&self.bundle, &self.config.adapt, pipeline.learner().clone())?;
+        let id_prefix = id_prefix(pipeline.incarnation(), self.stream.is_some());
+        let Some(answered) = self.answered(&id_prefix, last.sequence, shutdown).await else { return Ok(SessionEnd::Shutdown) };
+        let history = History {
+            id: HistoryId::new(&self.meta.fingerprints, state.birth),
+            replayed_until: answered.last.min(end_of_stream),
+            answered,
+            log: self.log.take().ok_or(DaemonError::Ended("session"))?,
+        };
         let at_limit = at_limit(self.config.nats.mode);
         let codec = Codec::new(&self.config, self.bundle.labels.len(), self.subjects.clone(), id_prefix, at_limit);
         let telemetry = Telemetry::new(&self.bundle.labels, self.config.limits.cameras_max);
         let (jobs, jobs_of_adapter) = mpsc::channel();
         let inbox = Arc::clone(&self.lines.inbox);
         let mut adapter = spawn("adapter", move || adapt(adapter, &jobs_of_adapter, &inbox))?;
-        let engine = Engine::new(pipeline, codec, self.lines.clone(), jobs, telemetry);
+        let answered = history.answered.last;
+        let engine = Engine::new(pipeline, codec, self.lines.clone(), jobs, telemetry, history);
         let mut engine = spawn("device", move || engine.run())?;
-        tracing::info!(incarnation, last, "answering frames");
-        let end = tokio::select! {
-            () = shutdown.cancelled() => SessionEnd::Shutdown,
+        tracing::info!(incarnation, applied = last.sequence, answered, "answering frames");
+        let (end, finished) = tokio::select! {
+            () = shutdown.cancelled() => (SessionEnd::Shutdown, None),
             // Frames that are cut off were not applied: the stream has them still, and core NATS promises nothing.
-            end = self.ingest(&incarnation, last) => end?,
-            result = &mut engine => return Err(ended("device thread", result.map(|result| result.map_err(DaemonError::from)))),
+            end = self.ingest(&incarnation, last) => (end?, None),
+            result = &mut engine => match result {
+                Ok(Ok(finished)) if finished.is_rewritten => (SessionEnd::NewIncarnation, Some(finished)),
+                result => return Err(ended("device thread", result.map(|result| result.map_err(DaemonError::from)))),
+            },
             result = &mut adapter => return Err(ended("adapter thread", result.map(|result| result.map_err(DaemonError::from)))),
         };
         self.lines.shared.set_phase(Phase::Stopping);
-        self.lines.inbox.push_order(Order::Stop);
-        let state = engine.await.map_err(|_| DaemonError::Ended("device thread"))??;
+        let finished = match finished {
+            Some(finished) => finished,
+            None => {
+                self.lines.inbox.push_order(Order::Stop);
+                engine.await.map_err(|_| DaemonError::Ended("device thread"))??
+            }
+        };
         match (&end, tokio::time::timeout(STOP_PATIENCE, &mut adapter).await) {
             (_, Ok(result)) => result.map_err(|_| DaemonError::Ended("adapter thread"))??,
             (SessionEnd::Shutdown, Err(_)) => tracing::warn!("stopped while a window was being learned from: it is lost"),
             (SessionEnd::NewIncarnation, Err(_)) => adapter.await.map_err(|_| DaemonError::Ended("adapter thread"))??,
         }
         self.lines.inbox.forget_windows();
-        self.restored = Some(state);
+        (self.restored, self.log, self.is_rewritten) = (Some(finished.state), Some(finished.log), finished.is_rewritten);
         Ok(end)
     }
 
-    async fn ingest(&self, incarnation: &str, last: u64) -> Result<SessionEnd, DaemonError> {
+    /// Has `state` written, and waits for it. A disk that does not take it is reported, and no reason not to answer frames.
+    async fn persist(&self, state: DurableState) {
+        let (to, written) = oneshot::channel();
+        let replies = vec![Reply { to, body: serde_json::json!({}) }];
+        self.lines.store.push(StoreOrder::Save(Save { state: Box::new(state), ticket: 0, replies }));
+        if let Ok(Err(error)) = written.await {
+            tracing::error!(error, "the start is not on the disk: after a crash the answers until the next checkpoint may differ");
+        }
+    }
+
+    /// What the stream of predictions holds of this incarnation; none at a shutdown.
+    async fn answered(&self, id_prefix: &str, applied: u64, shutdown: &CancellationToken) -> Option<Answered> {
+        let Some(stream) = &self.stream else { return Some(Answered::default()) };
+        let read = || Answered::read(stream, &self.subjects, id_prefix, applied);
+        persevere("the stored predictions cannot be read", &self.lines.shared, shutdown, read).await
+    }
+
+    async fn ingest(&self, incarnation: &str, last: Position) -> Result<SessionEnd, DaemonError> {
         match &self.stream {
             None => {
-                nats::take_frames(&self.client, &self.subjects, &self.lines, last).await?;
+                nats::take_frames(&self.client, &self.subjects, &self.lines, last.sequence).await?;
                 Err(DaemonError::Ended("the subscription to frames"))
             }
             Some(stream) => {
@@ -268,46 +340,147 @@ impl Daemon {
     }
 
     /// Waits for the stream, where there is one, and decides where to start; none at a shutdown.
-    async fn origin(&mut self, shutdown: &CancellationToken) -> Option<Origin> {
-        let facts = match &self.stream {
-            None => None,
-            Some(stream) => {
-                self.lines.shared.set_phase(Phase::WaitingForStream);
-                tokio::select! {
-                    facts = jetstream::wait_for_stream(stream, &self.subjects, &self.lines.shared) => Some(facts),
-                    () = shutdown.cancelled() => return None,
-                }
-            }
+    async fn origin(&mut self, shutdown: &CancellationToken) -> Result<Option<Origin>, DaemonError> {
+        let Some(context) = &self.stream else {
+            let incarnation = "core".to_owned();
+            let Some(state) = self.restored.take() else {
+                return Ok(Some(Origin {
+                    start: Start::Source { incarnation: incarnation.clone(), birth: 0 },
+                    incarnation,
+                    is_new: true,
+                    last: 0,
+                }));
+            };
+            // Frames that came after the state are gone: what was decided meanwhile counts from the first new one on.
+            let decisions = self.decisions(&state, true)?;
+            return Ok(Some(Origin { start: Start::Resume { state: Box::new(state), decisions }, incarnation, is_new: false, last: 0 }));
         };
-        let incarnation = facts.as_ref().map_or_else(|| "core".to_owned(), |facts| facts.incarnation.clone());
+        self.lines.shared.set_phase(Phase::WaitingForStream);
+        let (stored, is_rewritten) = (self.restored.as_ref(), self.is_rewritten);
+        let read = || Facts::read(context, &self.subjects, stored, is_rewritten);
+        let Some(Facts { incarnation, change, birth, last }) =
+            persevere("the streams are not there yet", &self.lines.shared, shutdown, read).await
+        else {
+            return Ok(None);
+        };
+        self.is_rewritten = false;
         let Some(mut state) = self.restored.take() else {
-            let id_prefix = id_prefix(&incarnation, facts.is_some());
-            return Some(Origin { start: Start::Source { incarnation: incarnation.clone() }, incarnation, id_prefix, last: 0 });
+            return Ok(Some(Origin { start: Start::Source { incarnation: incarnation.clone(), birth }, incarnation, is_new: true, last }));
         };
-        if let Some(change) = reconcile(&mut state, &incarnation, facts.as_ref()) {
-            tracing::warn!(
-                ?change,
-                incarnation = state.incarnation,
-                sequence = state.sequence.0,
-                "the stream is not the checkpoint's: weights are kept"
-            );
-            // On disk at once: were the stream to grow past the old number first, the change could not be seen any more.
-            self.lines.store.push(StoreOrder::Save(Save { state: Box::new(state.clone()), ticket: 0, replies: Vec::new() }));
-            self.announce(&change, state.sequence);
+        let decisions = self.decisions(&state, change.is_some())?;
+        let is_new = change.is_some();
+        if let Some(change) = change {
+            let event = change.apply(&mut state, &incarnation);
+            tracing::warn!(?event, sequence = state.sequence.0, "the stream is not the checkpoint's: weights are kept");
+            telemetry::STREAM_BREAKS.count_by(event.kind());
+            self.lines.outbox.push(Outgoing::event(&self.subjects, &event, state.sequence));
         }
-        let id_prefix = id_prefix(&state.incarnation, facts.is_some());
-        let last = state.sequence.0;
-        Some(Origin { start: Start::Resume(Box::new(state)), incarnation, id_prefix, last })
+        Ok(Some(Origin { start: Start::Resume { state: Box::new(state), decisions }, incarnation, is_new, last }))
     }
 
-    fn announce(&self, event: &EventRecord, sequence: FrameSeq) {
-        self.lines.outbox.push(Outgoing {
-            subject: self.subjects.events(event),
-            headers: HeaderMap::new(),
-            payload: wire::encode_event(event, sequence).into(),
-            is_prediction: false,
-            made: Instant::now(),
-        });
+    /// What was decided after `state`; see [`DecisionLog::scheduled`].
+    fn decisions(&self, state: &DurableState, at_once: bool) -> Result<Vec<Scheduled>, StoreError> {
+        self.log.as_ref().map_or(Ok(Vec::new()), |log| log.scheduled(state, at_once, &self.bundle.classifier))
+    }
+}
+
+/// Tries until it succeeds; none at a shutdown.
+async fn persevere<T, F: Future<Output = Result<T, NatsError>>>(
+    obstacle: &str,
+    shared: &Shared,
+    shutdown: &CancellationToken,
+    mut attempt: impl FnMut() -> F,
+) -> Option<T> {
+    let attempts = async {
+        for failures in 1.. {
+            shared.wait_until_connected().await;
+            match attempt().await {
+                Ok(value) => return value,
+                Err(error) => tracing::warn!(%error, "{obstacle}"),
+            }
+            tokio::time::sleep(nats::jittered(failures, RETRY_DELAY_MAX)).await;
+        }
+        unreachable!("attempts do not end")
+    };
+    tokio::select! {
+        value = attempts => Some(value),
+        () = shutdown.cancelled() => None,
+    }
+}
+
+/// What the broker says of the streams, beside what a state remembers of them.
+struct Facts {
+    incarnation: String,
+    change: Option<Change>,
+    /// Last number in the stream of predictions.
+    birth: u64,
+    /// Last number in the stream of frames.
+    last: u64,
+}
+
+impl Facts {
+    async fn read(context: &Context, subjects: &Subjects, state: Option<&DurableState>, is_rewritten: bool) -> Result<Self, NatsError> {
+        let stream = jetstream::ensure_streams(context, subjects).await?;
+        let StreamFacts { incarnation, last_sequence } = jetstream::facts(&stream);
+        let change = match state {
+            Some(state) => Change::of(state, &stream, &incarnation, last_sequence, is_rewritten).await?,
+            None => None,
+        };
+        Ok(Self { incarnation, change, birth: Tail::read(context, subjects).await?.last, last: last_sequence })
+    }
+}
+
+/// How a stream differs from the one that a state has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// Made anew: begun at its beginning.
+    New,
+    /// It lost its end: its next numbers stand for other frames than before.
+    Truncated { last: u64 },
+    /// It has other frames under numbers that were applied or answered; `last` is the last of those that are still the same.
+    Rewritten { last: u64 },
+}
+
+impl Change {
+    async fn of(
+        state: &DurableState,
+        stream: &Stream,
+        incarnation: &str,
+        last_sequence: u64,
+        is_rewritten: bool,
+    ) -> Result<Option<Self>, NatsError> {
+        let sequence = state.sequence.0;
+        if state.incarnation.split('+').next() != Some(incarnation) {
+            return Ok(Some(Self::New));
+        }
+        if last_sequence < sequence {
+            return Ok(Some(Self::Truncated { last: last_sequence }));
+        }
+        if (Position { sequence, mark: state.mark }).is_rewritten(stream).await? {
+            // What was stored after our last frame is what took its place.
+            let time = state.mark.and_then(|mark| mark.broker_time_ns).unwrap_or(0);
+            let first = jetstream::first_after(stream, time).await?.unwrap_or(last_sequence + 1);
+            return Ok(Some(Self::Rewritten { last: first.saturating_sub(1).min(sequence) }));
+        }
+        Ok(is_rewritten.then_some(Self::Rewritten { last: sequence }))
+    }
+
+    /// Makes the state fit: a changed stream has another name, so that ids and noise of its frames are others.
+    fn apply(self, state: &mut DurableState, incarnation: &str) -> EventRecord {
+        let (name, last) = match self {
+            Self::New => (incarnation.to_owned(), 0),
+            Self::Truncated { last } | Self::Rewritten { last } => (format!("{}+{last}", state.incarnation), last),
+        };
+        // The mark is of a frame that is not in the stream, or not under this number.
+        let is_behind = last < state.sequence.0 || self == Self::New;
+        state.mark = state.mark.filter(|_| !is_behind);
+        (state.incarnation, state.sequence) = (name, FrameSeq(last));
+        let incarnation = state.incarnation.clone();
+        match self {
+            Self::New => EventRecord::NewStream { incarnation },
+            Self::Truncated { .. } => EventRecord::StreamTruncated { incarnation },
+            Self::Rewritten { .. } => EventRecord::StreamRewritten { incarnation },
+        }
     }
 }
 
@@ -320,36 +493,9 @@ fn start_from_source(state: &mut DurableState, bundle: &Bundle) {
     state.monitor = MonitorState::default();
 }
 
-/// Makes a checkpoint's state fit the stream that is there; names what had to be changed.
-///
-/// Another stream is begun at its beginning. A stream that lost its end goes on after what is left, under a changed
-/// incarnation: its next numbers stand for other frames than before.
-fn reconcile(state: &mut DurableState, incarnation: &str, facts: Option<&StreamFacts>) -> Option<EventRecord> {
-    let is_same = state.incarnation.split('+').next() == Some(incarnation);
-    match facts {
-        _ if !is_same => {
-            state.incarnation = incarnation.to_owned();
-            state.sequence = FrameSeq(0);
-            Some(EventRecord::NewStream { incarnation: state.incarnation.clone() })
-        }
-        Some(facts) if facts.last_sequence < state.sequence.0 => {
-            state.incarnation = format!("{incarnation}+{}", facts.last_sequence);
-            state.sequence = FrameSeq(facts.last_sequence);
-            Some(EventRecord::StreamTruncated { incarnation: state.incarnation.clone() })
-        }
-        _ => None,
-    }
-}
-
 /// Eight hex digits; without a stream, numbers mean nothing beyond this process, so that chance takes the place of a name.
-fn id_prefix(incarnation: &str, has_stream: bool) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(incarnation.as_bytes());
-    if !has_stream {
-        hasher.update(&telemetry::seconds_since_1970().to_le_bytes());
-        hasher.update(&std::process::id().to_le_bytes());
-    }
-    hasher.finalize().to_hex()[..8].to_owned()
+pub(crate) fn id_prefix(incarnation: &str, has_stream: bool) -> String {
+    if has_stream { blake3::hash(incarnation.as_bytes()).to_hex()[..8].to_owned() } else { nats::chance_id() }
 }
 
 fn at_limit(mode: NatsMode) -> AtLimit {
@@ -360,20 +506,32 @@ fn at_limit(mode: NatsMode) -> AtLimit {
 }
 
 /// What a state's next bit depends on outside of it.
-fn fingerprints(config: &Config, bundle: &Bundle, secret: &NoiseSecret) -> BTreeMap<String, String> {
+pub(crate) fn fingerprints(config: &Config, bundle: &Bundle, secret: &NoiseSecret) -> BTreeMap<String, String> {
     let mut labels = blake3::Hasher::new();
     for label in &bundle.labels {
         labels.update(label.as_bytes());
     }
     let entries = [
-        ("build", env!("CARGO_PKG_VERSION").to_owned()),
+        ("build", build()),
         // The list of hashes that every file of the bundle was checked against.
         ("bundle", blake3::hash(&std::fs::read(&config.bundle.files.hashes).unwrap_or_default()).to_hex().to_string()),
         ("configuration", config.fingerprint()),
+        ("execution", execution()),
         ("labels", labels.finalize().to_hex().to_string()),
         ("noise_key", secret.id()),
     ];
     entries.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// Version, and hash of the program itself: another compiler or library may round otherwise.
+fn build() -> String {
+    let program = std::env::current_exe().and_then(std::fs::read).map(|bytes| blake3::hash(&bytes).to_hex()[..16].to_owned());
+    format!("{} {}", env!("CARGO_PKG_VERSION"), program.unwrap_or_else(|_| "unknown".to_owned()))
+}
+
+/// What the processor offers, which decides how some sums are ordered.
+fn execution() -> String {
+    format!("{} {:?}", std::env::consts::ARCH, pulp::Arch::new())
 }
 
 /// The adapter thread: windows in, weights out, until the device thread has gone.

@@ -6,22 +6,25 @@
 //! answer it and, with a stream, when the outbox has room for the answer. A checkpoint is asked for after the answers of
 //! its frames were pushed, so that it can be held back until they are stored.
 
+use super::decision_log::{Action, Decided, DecisionLog};
 use super::queue::{Answer, Arrival, AtLimit, Inbox, Input, Order, Outbox, Outgoing};
+use super::replay::{Answered, PredictionId, Replayed};
 use super::status::Shared;
-use super::store_thread::{Save, StoreOrder, StoreQueue};
+use super::store_thread::{Reply, Save, StoreOrder, StoreQueue};
 use super::telemetry::{self, Telemetry};
 use crate::config::{Config, OutputFormat};
 use crate::decode::{self, Limits, Message, Reject};
 use crate::frame::FrameSeq;
 use crate::model::ImageShape;
 use crate::observation::{DriftState, Observation};
-use crate::pipeline::{Effect, Event, Job, Pipeline, PipelineError};
+use crate::pipeline::{Decision, Effect, Event, Job, Pipeline, PipelineError};
 use crate::prediction::{Prediction, StageLatency};
+use crate::proof::{HistoryId, PROOF_HEADER, Proof};
 use crate::state::DurableState;
 use crate::wire::{self, Command, EventRecord, Format, Subjects};
 use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -54,11 +57,7 @@ pub struct Codec {
 impl Codec {
     pub fn new(config: &Config, classes: usize, subjects: Subjects, id_prefix: String, at_limit: AtLimit) -> Self {
         Self {
-            limits: Limits {
-                payload_bytes_max: config.limits.payload_bytes_max,
-                pixels_max: config.limits.pixels_max,
-                dimension_max: config.limits.dimension_max as usize,
-            },
+            limits: config.limits.of_decoder(),
             shape: config.bundle.classifier_config(classes).image(),
             classes,
             format: match config.output.format {
@@ -84,40 +83,87 @@ pub struct Engine {
     latencies: BTreeMap<u64, StageLatency>,
     /// Windows that the adapter has and has not brought back.
     windows_out: usize,
+    history: History,
+    /// Decisions that wait until they can be applied, oldest first.
+    deciding: VecDeque<(Decision, Action, oneshot::Sender<Answer>)>,
     /// Last states that events were published of.
     drift: DriftState,
     is_collapsed: bool,
 }
 
+/// What happened before the session, and is added to by it.
+pub struct History {
+    pub id: HistoryId,
+    pub answered: Answered,
+    /// Last frame that is answered already and that the stream still has.
+    pub replayed_until: u64,
+    pub log: DecisionLog,
+}
+
+/// What a session leaves.
+pub struct Finished {
+    /// To go on from.
+    pub state: DurableState,
+    pub log: DecisionLog,
+    /// Whether it ended because the stream holds other frames than those that were answered.
+    pub is_rewritten: bool,
+}
+
 impl Engine {
-    pub fn new(pipeline: Pipeline, codec: Codec, lines: Lines, jobs: Sender<Job>, telemetry: Telemetry) -> Self {
+    pub fn new(pipeline: Pipeline, codec: Codec, lines: Lines, jobs: Sender<Job>, telemetry: Telemetry, history: History) -> Self {
         let status = pipeline.status();
         telemetry::ADAPT_ENABLED.set(f64::from(u8::from(status.adapt == "on")));
         telemetry::WEIGHTS_VERSION.set(status.weights_version as f64);
         let drift = status.drift;
         lines.shared.set_pipeline(status);
-        Self { pipeline, codec, lines, jobs, telemetry, latencies: BTreeMap::new(), windows_out: 0, drift, is_collapsed: false }
+        Self {
+            pipeline,
+            codec,
+            lines,
+            jobs,
+            telemetry,
+            latencies: BTreeMap::new(),
+            windows_out: 0,
+            history,
+            deciding: VecDeque::new(),
+            drift,
+            is_collapsed: false,
+        }
     }
 
-    /// Works until it is told to stop; then a last checkpoint is asked for. Gives the state to go on from.
+    /// Works until it is told to stop, or the stream turns out to be another; then a last checkpoint is asked for.
     ///
     /// # Errors
     /// Only what the process cannot go on from.
-    pub fn run(mut self) -> Result<DurableState, PipelineError> {
+    pub fn run(mut self) -> Result<Finished, PipelineError> {
         let lines = self.lines.clone();
         loop {
-            let accepts_frames = || self.pipeline.is_ready() && (self.codec.at_limit == AtLimit::ShedOldest || lines.outbox.has_room());
-            match lines.inbox.next(accepts_frames) {
-                Input::Frame { arrival, is_overloaded } => self.process(&arrival, is_overloaded)?,
-                Input::Order(Order::Stop) => break,
+            match lines.inbox.next(|next| self.accepts(next)) {
+                Input::Frame { arrival, is_overloaded } => match self.process(&arrival, is_overloaded)? {
+                    Flow::GoOn => {}
+                    Flow::Rewritten => return self.finish(true),
+                },
+                Input::Order(Order::Stop) => return self.finish(false),
                 Input::Order(order) => self.obey(order)?,
             }
+            self.decide()?;
         }
-        self.finish()
+    }
+
+    fn accepts(&self, next: FrameSeq) -> bool {
+        // A decision counts from the next frame on, so that frame waits for it; but what happened before a restart comes first.
+        let is_decided = self.deciding.is_empty() || self.is_replaying();
+        let has_room = self.codec.at_limit == AtLimit::ShedOldest || self.lines.outbox.has_room();
+        is_decided && has_room && self.pipeline.is_ready(next)
+    }
+
+    /// Whether frames are applied again, or decisions to be made again, that others have seen the effect of.
+    fn is_replaying(&self) -> bool {
+        self.pipeline.has_scheduled() || self.pipeline.sequence().0 < self.history.replayed_until
     }
 
     /// The path of a frame.
-    fn process(&mut self, arrival: &Arrival, is_overloaded: bool) -> Result<(), PipelineError> {
+    fn process(&mut self, arrival: &Arrival, is_overloaded: bool) -> Result<Flow, PipelineError> {
         let started = Instant::now();
         let queue = started - arrival.received;
         let headers = headers(&arrival.message);
@@ -136,9 +182,13 @@ impl Engine {
             Ok(frame) => frame,
             Err(reject) => {
                 self.reject(&message, &reject);
-                return Ok(());
+                return Ok(Flow::GoOn);
             }
         };
+        let input_chain = self.pipeline.chain_with(frame.sequence, &frame.payload_hash);
+        if self.history.answered.contradicts(arrival.sequence, self.history.id, &input_chain) {
+            return Ok(Flow::Rewritten);
+        }
         self.telemetry.received(&frame.camera);
         self.latencies
             .insert(arrival.sequence, StageLatency { queue_ms: milliseconds(queue), decode_ms: milliseconds(decode), predict_ms: 0.0 });
@@ -150,7 +200,7 @@ impl Engine {
             latency.predict_ms = milliseconds(predict);
         }
         self.carry_out(effects);
-        Ok(())
+        Ok(Flow::GoOn)
     }
 
     fn reject(&mut self, message: &Message<'_>, reject: &Reject) {
@@ -158,7 +208,8 @@ impl Engine {
         // The camera's name may be what is wrong with it; the bounded set keeps such names out.
         self.telemetry.received(if wire::is_camera_id(message.subject_camera) { message.subject_camera } else { "other" });
         tracing::debug!(sequence = message.sequence.0, reason = reject.reason(), error = %reject, "frame rejected");
-        self.publish(self.codec.subjects.rejected(message.subject_camera), wire::encode_rejected(message, reject));
+        let subject = self.codec.subjects.rejected(message.subject_camera);
+        self.lines.outbox.push(Outgoing::notice(subject, wire::encode_rejected(message, reject)));
     }
 
     fn obey(&mut self, order: Order) -> Result<(), PipelineError> {
@@ -168,51 +219,77 @@ impl Engine {
                 self.apply(Event::Adapted(adapted))
             }
             Order::Label { camera, label } => self.apply(Event::Label { camera, frame_id: label.frame_id, label: label.label }),
-            Order::Control(command, reply) => self.control(command, reply),
-            Order::RollBack(state, reply) => {
-                if let Err(error) = self.pipeline.check_rollback(&state) {
+            Order::Control(command, reply) => {
+                self.control(command, reply);
+                Ok(())
+            }
+            Order::RollBack(generation, state, reply) => {
+                match self.pipeline.check_rollback(&state) {
+                    Ok(()) => {
+                        let decision = Decision::RollBack(Box::new(state.learner));
+                        self.deciding.push_back((decision, Action::RollBack { generation }, reply));
+                    }
                     // The asker may have gone.
-                    let _ = reply.send(Err(format!("that checkpoint is of another classifier: {error}")));
-                    return Ok(());
+                    Err(error) => drop(reply.send(Err(format!("that checkpoint is of another classifier: {error}")))),
                 }
-                self.apply(Event::RollBack(state))?;
-                self.save(Some(reply));
                 Ok(())
             }
             Order::Stop => Ok(()),
         }
     }
 
-    /// What an operator asked for; the reply comes from the store, when the change is on disk.
-    fn control(&mut self, command: Command, reply: oneshot::Sender<Answer>) -> Result<(), PipelineError> {
+    /// What an operator asked for; the reply comes from the store, when a checkpoint is on the disk.
+    fn control(&mut self, command: Command, reply: oneshot::Sender<Answer>) {
         match command {
-            Command::Adapt { enabled } => self.apply(Event::Switch { enabled })?,
-            Command::Reset => self.apply(Event::Reset)?,
-            Command::Checkpoint => {}
-            Command::Status => {
-                // The asker may have gone.
-                let _ = reply.send(Ok(self.lines.shared.report()));
-                return Ok(());
-            }
-            Command::RollBack { generation } => {
-                self.lines.store.push(StoreOrder::Read { generation, reply });
-                return Ok(());
-            }
+            Command::Adapt { enabled } => self.deciding.push_back((Decision::Adapt { enabled }, Action::Adapt { enabled }, reply)),
+            Command::Reset => self.deciding.push_back((Decision::Reset, Action::Reset {}, reply)),
+            Command::Checkpoint => self.save(reply),
+            // The asker may have gone.
+            Command::Status => drop(reply.send(Ok(self.lines.shared.report()))),
+            Command::RollBack { generation } => self.lines.store.push(StoreOrder::Read { generation, reply }),
         }
-        self.save(Some(reply));
+    }
+
+    /// Applies the decisions that wait, once nothing else is under way. Each is on the disk before it takes effect.
+    fn decide(&mut self) -> Result<(), PipelineError> {
+        while !self.is_replaying()
+            && self.pipeline.is_settled()
+            && let Some((decision, action, reply)) = self.deciding.pop_front()
+        {
+            // What is so already needs no decision.
+            let is_new = !matches!(action, Action::Adapt { enabled } if enabled == self.pipeline.is_adapt_enabled());
+            if is_new {
+                let after = self.pipeline.sequence();
+                let (number, incarnation) = (self.pipeline.next_decision(), self.pipeline.incarnation().to_owned());
+                if let Err(error) = self.history.log.append(Decided { number, incarnation, after, action }) {
+                    tracing::error!(%error, ?action, "not decided");
+                    // The asker may have gone.
+                    let _ = reply.send(Err(format!("nothing was changed, because it could not be written down: {error}")));
+                    continue;
+                }
+                self.apply(Event::Decided(decision))?;
+            }
+            self.save(reply);
+        }
         Ok(())
     }
 
-    fn save(&self, reply: Option<oneshot::Sender<Answer>>) {
-        self.persist(Box::new(self.pipeline.state()), reply);
+    fn save(&self, reply: oneshot::Sender<Answer>) {
+        let status = self.pipeline.status();
+        let body = serde_json::json!({
+            "adapt": status.adapt,
+            "sequence": status.sequence,
+            "weights_version": status.weights_version,
+        });
+        self.persist(Box::new(self.pipeline.state()), vec![Reply { to: reply, body }]);
     }
 
-    fn persist(&self, state: Box<DurableState>, reply: Option<oneshot::Sender<Answer>>) {
+    fn persist(&self, state: Box<DurableState>, replies: Vec<Reply>) {
         let ticket = match self.codec.at_limit {
             AtLimit::HoldBack => self.lines.outbox.ticket(),
             AtLimit::ShedOldest => 0,
         };
-        self.lines.store.push(StoreOrder::Save(Save { state, ticket, replies: reply.into_iter().collect() }));
+        self.lines.store.push(StoreOrder::Save(Save { state, ticket, replies }));
     }
 
     fn apply(&mut self, event: Event) -> Result<(), PipelineError> {
@@ -235,7 +312,7 @@ impl Engine {
                     // The adapter ends before the engine only by an error, which the daemon acts on.
                     let _ = self.jobs.send(job);
                 }
-                Effect::Persist(state) => self.persist(state, None),
+                Effect::Persist(state) => self.persist(state, Vec::new()),
                 Effect::Observe(observation) => self.observe(&observation),
             }
         }
@@ -247,13 +324,30 @@ impl Engine {
             // A camera's clock may run ahead.
             telemetry::FRAME_AGE.record((telemetry::seconds_since_1970() - taken as f64 * 1e-9).max(0.0));
         }
+        let proof = Proof::new(self.history.id, &prediction);
+        match self.history.answered.replayed(prediction.sequence.0, &proof) {
+            Replayed::New => self.publish_prediction(&prediction, &proof),
+            Replayed::Proven => telemetry::REPLAYED_PREDICTIONS.count_by("proven"),
+            Replayed::Unknown => telemetry::REPLAYED_PREDICTIONS.count_by("unknown"),
+            Replayed::Mismatch => {
+                telemetry::REPLAYED_PREDICTIONS.count_by("mismatch");
+                telemetry::REPLAY_MISMATCHES.count(1);
+                tracing::error!(sequence = prediction.sequence.0, "a replayed prediction is not the one that was stored");
+                self.publish_event(&EventRecord::ReplayMismatch { frame: prediction.sequence }, prediction.sequence);
+            }
+        }
+    }
+
+    fn publish_prediction(&self, prediction: &Prediction, proof: &Proof) {
+        let id = PredictionId { prefix: self.codec.id_prefix.clone(), sequence: prediction.sequence.0 };
         let mut headers = HeaderMap::new();
-        headers.insert(NATS_MESSAGE_ID, format!("{}:{}", self.codec.id_prefix, prediction.sequence.0));
+        headers.insert(NATS_MESSAGE_ID, id.header());
+        headers.insert(PROOF_HEADER, proof.to_string());
         self.lines.outbox.push(Outgoing {
             subject: self.codec.subjects.predictions(&prediction.camera),
             headers,
-            payload: wire::encode_prediction(&prediction, self.codec.format).into(),
-            is_prediction: true,
+            payload: wire::encode_prediction(prediction, self.codec.format).into(),
+            prediction: Some(id),
             made: Instant::now(),
         });
     }
@@ -275,17 +369,15 @@ impl Engine {
             _ => return,
         };
         tracing::info!(?event, "event");
-        let sequence = FrameSeq(self.pipeline.status().sequence);
-        self.publish(self.codec.subjects.events(&event), wire::encode_event(&event, sequence));
+        self.publish_event(&event, self.pipeline.sequence());
     }
 
-    fn publish(&self, subject: String, payload: Vec<u8>) {
-        let (headers, payload) = (HeaderMap::new(), payload.into());
-        self.lines.outbox.push(Outgoing { subject, headers, payload, is_prediction: false, made: Instant::now() });
+    fn publish_event(&self, event: &EventRecord, sequence: FrameSeq) {
+        self.lines.outbox.push(Outgoing::event(&self.codec.subjects, event, sequence));
     }
 
     /// Lets the adapter finish what it has, so that the last checkpoint lies as far on as it can.
-    fn finish(mut self) -> Result<DurableState, PipelineError> {
+    fn finish(mut self, is_rewritten: bool) -> Result<Finished, PipelineError> {
         let deadline = Instant::now() + STOP_PATIENCE;
         self.lines.inbox.shed_all();
         while self.windows_out > 0 {
@@ -294,9 +386,16 @@ impl Engine {
                 None => break,
             }
         }
-        self.save(None);
-        Ok(self.pipeline.state())
+        self.persist(Box::new(self.pipeline.state()), Vec::new());
+        Ok(Finished { state: self.pipeline.state(), log: self.history.log, is_rewritten })
     }
+}
+
+/// Whether a session can go on after a frame.
+enum Flow {
+    GoOn,
+    /// The frame is not the one that was answered under its number.
+    Rewritten,
 }
 
 fn milliseconds(duration: Duration) -> f32 {
@@ -304,7 +403,7 @@ fn milliseconds(duration: Duration) -> f32 {
 }
 
 /// Names and values; a name that is there more than once comes more than once.
-fn headers(message: &async_nats::Message) -> Vec<(String, String)> {
+pub(crate) fn headers(message: &async_nats::Message) -> Vec<(String, String)> {
     let pairs = message.headers.iter().flat_map(HeaderMap::iter);
     pairs.flat_map(|(name, values)| values.iter().map(move |value| (name.to_string(), value.to_string()))).collect()
 }

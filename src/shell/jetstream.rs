@@ -10,12 +10,14 @@
 
 use super::engine::Lines;
 use super::nats::{NatsError, jittered};
-use super::queue::{Arrival, Inbox};
-use super::status::{Phase, Shared};
+use super::queue::{Arrival, Outgoing};
+use super::status::Phase;
 use super::telemetry;
-use crate::wire::Subjects;
+use crate::frame::FrameSeq;
+use crate::state::FrameMark;
+use crate::wire::{EventRecord, Subjects};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::{Config, Stream};
+use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{Context, Message};
 use futures_util::StreamExt;
 use std::time::{Duration, Instant};
@@ -35,6 +37,27 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 /// The broker forgets a consumer that nobody pulls from.
 const INACTIVE_THRESHOLD: Duration = Duration::from_secs(60);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(4);
+
+/// How far the stream is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Position {
+    pub sequence: u64,
+    /// Of the frame with that number.
+    pub mark: Option<FrameMark>,
+}
+
+impl Position {
+    /// Whether the stream has another message under the number that was read last.
+    ///
+    /// # Errors
+    /// `JetStream` where the broker does not answer.
+    pub async fn is_rewritten(&self, stream: &Stream) -> Result<bool, NatsError> {
+        match &self.mark {
+            Some(mark) => is_rewritten(stream, self.sequence, mark).await,
+            None => Ok(false),
+        }
+    }
+}
 
 /// What the broker says of the frames' stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,10 +80,20 @@ pub async fn ensure_streams(context: &Context, subjects: &Subjects) -> Result<St
         duplicate_window: DUPLICATE_WINDOW,
         ..Config::default()
     };
-    let predictions = config(stream_name(subjects, "PREDICTIONS"), subjects.all_predictions(), PREDICTIONS_AGE_MAX);
+    let predictions = config(predictions_stream(subjects), subjects.all_predictions(), PREDICTIONS_AGE_MAX);
     context.get_or_create_stream(predictions).await.map_err(boxed)?;
-    let frames = config(stream_name(subjects, "FRAMES"), subjects.all_frames(), FRAMES_AGE_MAX);
+    let frames = config(frames_stream(subjects), subjects.all_frames(), FRAMES_AGE_MAX);
     context.get_or_create_stream(frames).await.map_err(boxed)
+}
+
+/// Name of the stream that answers are stored in.
+pub fn predictions_stream(subjects: &Subjects) -> String {
+    stream_name(subjects, "PREDICTIONS")
+}
+
+/// Name of the stream that frames come from.
+pub fn frames_stream(subjects: &Subjects) -> String {
+    stream_name(subjects, "FRAMES")
 }
 
 /// `undrift.v1` and `FRAMES` make `UNDRIFT_V1_FRAMES`: dots are not allowed in names of streams.
@@ -70,7 +103,7 @@ fn stream_name(subjects: &Subjects, role: &str) -> String {
     format!("{}_{role}", prefix.replace('.', "_").to_ascii_uppercase())
 }
 
-fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> NatsError {
+pub(crate) fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> NatsError {
     NatsError::JetStream(error.into())
 }
 
@@ -80,50 +113,78 @@ pub fn facts(stream: &Stream) -> StreamFacts {
     StreamFacts { incarnation, last_sequence: info.state.last_sequence }
 }
 
-/// Waits for the broker and its streams.
-pub async fn wait_for_stream(context: &Context, subjects: &Subjects, shared: &Shared) -> StreamFacts {
-    let mut failures = 0;
-    loop {
-        shared.wait_until_connected().await;
-        match ensure_streams(context, subjects).await {
-            Ok(stream) => return facts(&stream),
-            Err(error) => tracing::warn!(%error, "the streams are not there yet"),
+/// Whether the message with this number is another than the frame that was applied under it; false where it is gone.
+///
+/// # Errors
+/// `JetStream` where the broker does not answer.
+pub async fn is_rewritten(stream: &Stream, sequence: u64, mark: &FrameMark) -> Result<bool, NatsError> {
+    match stream.get_raw_message(sequence).await {
+        Ok(message) => {
+            let time = i64::try_from(message.time.unix_timestamp_nanos()).ok();
+            Ok(blake3::hash(&message.payload) != mark.payload_hash || time != mark.broker_time_ns)
         }
-        failures += 1;
-        tokio::time::sleep(jittered(failures, RETRY_DELAY_MAX)).await;
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+        Err(error) => Err(boxed(error)),
+    }
+}
+
+/// Number of the first message that was stored after `time_ns` (nanoseconds since 1970), where there is one.
+///
+/// # Errors
+/// `JetStream` where the broker does not answer.
+pub async fn first_after(stream: &Stream, time_ns: i64) -> Result<Option<u64>, NatsError> {
+    let created = stream.cached_info().created;
+    let nanoseconds = i128::from(time_ns) + 1 - created.unix_timestamp_nanos();
+    let start_time = created + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0));
+    let config = pull::Config {
+        deliver_policy: DeliverPolicy::ByStartTime { start_time },
+        ack_policy: AckPolicy::None,
+        headers_only: true,
+        memory_storage: true,
+        ..pull::Config::default()
+    };
+    let consumer = stream.create_consumer(config).await.map_err(boxed)?;
+    let mut batch = consumer.fetch().max_messages(1).expires(Duration::from_secs(1)).messages().await.map_err(boxed)?;
+    match batch.next().await {
+        Some(message) => Ok(Some(message.map_err(NatsError::JetStream)?.info().map_err(NatsError::JetStream)?.stream_sequence)),
+        None => Ok(None),
     }
 }
 
 /// Pushes the frames after `last` into the inbox; returns when the stream is not the one any more that the numbers belong to.
-pub async fn follow(context: &Context, subjects: &Subjects, lines: &Lines, incarnation: &str, mut last: u64) {
+pub async fn follow(context: &Context, subjects: &Subjects, lines: &Lines, incarnation: &str, mut last: Position) {
     let mut failures = 0;
     loop {
-        let before = last;
+        let before = last.sequence;
         lines.shared.wait_until_connected().await;
         let outcome = match ensure_streams(context, subjects).await {
             Ok(stream) => {
                 let facts = facts(&stream);
-                if facts.incarnation != incarnation || facts.last_sequence < last {
+                if facts.incarnation != incarnation || facts.last_sequence < last.sequence {
                     return;
                 }
-                pull_frames(&stream, subjects, lines, &mut last).await
+                match last.is_rewritten(&stream).await {
+                    Ok(true) => return,
+                    Ok(false) => pull_frames(&stream, subjects, lines, &mut last).await,
+                    Err(error) => Err(error),
+                }
             }
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
-            tracing::warn!(%error, last, "consumer ended, making it again");
+            tracing::warn!(%error, last = last.sequence, "consumer ended, making it again");
         }
         telemetry::NATS_CONSUMER_RESTARTS.count(1);
-        failures = if last > before { 0 } else { failures + 1 };
+        failures = if last.sequence > before { 0 } else { failures + 1 };
         tokio::time::sleep(jittered(failures, RETRY_DELAY_MAX)).await;
     }
 }
 
 /// Pulls from a consumer of our own until it errs; `last` moves with each frame.
-async fn pull_frames(stream: &Stream, subjects: &Subjects, lines: &Lines, last: &mut u64) -> Result<(), NatsError> {
+async fn pull_frames(stream: &Stream, subjects: &Subjects, lines: &Lines, last: &mut Position) -> Result<(), NatsError> {
     let config = pull::Config {
         description: Some("undrift".to_owned()),
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: *last + 1 },
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: last.sequence + 1 },
         ack_policy: AckPolicy::None,
         filter_subject: subjects.all_frames(),
         inactive_threshold: INACTIVE_THRESHOLD,
@@ -135,23 +196,28 @@ async fn pull_frames(stream: &Stream, subjects: &Subjects, lines: &Lines, last: 
     let mut messages = pull.expires(PULL_EXPIRES).heartbeat(HEARTBEAT).messages().await.map_err(boxed)?;
     lines.shared.set_phase(Phase::Running);
     while let Some(message) = messages.next().await {
-        take(message.map_err(boxed)?, &lines.inbox, last).await?;
+        take(message.map_err(boxed)?, lines, subjects, last).await?;
     }
     Ok(())
 }
 
-async fn take(message: Message, inbox: &Inbox, last: &mut u64) -> Result<(), NatsError> {
+async fn take(message: Message, lines: &Lines, subjects: &Subjects, last: &mut Position) -> Result<(), NatsError> {
     let info = message.info().map_err(NatsError::JetStream)?;
     let (sequence, pending) = (info.stream_sequence, info.pending);
     let broker_time_ns = i64::try_from(info.published.unix_timestamp_nanos()).ok();
     telemetry::NATS_CONSUMER_PENDING.set(pending as f64);
-    if sequence <= *last {
+    if sequence <= last.sequence {
         telemetry::FRAMES_STALE.count(1);
         return Ok(());
     }
-    telemetry::FRAMES_MISSED.count(sequence - *last - 1);
-    *last = sequence;
+    let missing = sequence - last.sequence - 1;
+    if missing > 0 {
+        tracing::warn!(after = last.sequence, missing, "the stream lacks frames");
+        telemetry::FRAMES_MISSED.count(missing);
+        lines.outbox.push(Outgoing::event(subjects, &EventRecord::Gap { missing }, FrameSeq(last.sequence)));
+    }
     let (message, _) = message.split();
-    inbox.push_frame(Arrival { message, sequence, broker_time_ns, received: Instant::now() }).await;
+    *last = Position { sequence, mark: Some(FrameMark { payload_hash: blake3::hash(&message.payload).into(), broker_time_ns }) };
+    lines.inbox.push_frame(Arrival { message, sequence, broker_time_ns, received: Instant::now() }).await;
     Ok(())
 }

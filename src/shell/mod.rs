@@ -2,11 +2,14 @@
 
 pub mod bundle_reader;
 pub mod daemon;
+pub mod decision_log;
 pub mod engine;
 pub mod http;
 pub mod jetstream;
 pub mod nats;
+pub mod publisher;
 pub mod queue;
+pub mod replay;
 pub mod status;
 pub mod store;
 pub mod store_thread;

@@ -1,22 +1,21 @@
-//! The connection to NATS and all that comes in and goes out over it, but for the stream (`jetstream.rs`).
+//! The connection to NATS and all that comes in over it, but for the stream (`jetstream.rs`).
 //!
-//! First and last station of a frame's path. Ingest only wraps messages and pushes them into the [`Inbox`]; the device
-//! thread decodes them. Publishing only empties the [`Outbox`]; nothing here is waited for by the device thread.
+//! First station of a frame's path. Ingest only wraps messages and pushes them into the [`Inbox`]; the device thread decodes
+//! them. Nothing here is waited for by the device thread.
 //! Invariants: an outage ends no task: the client reconnects for ever, with jitter. A subscription buffers few messages,
 //! because the client counts messages and not bytes; what it drops is an event, and counted.
 //! Absent on purpose: JetStream acknowledgements of frames. The checkpoint alone says where we are.
 
 use super::engine::Lines;
-use super::queue::{Arrival, Inbox, Order, Outbox, Outgoing};
+use super::queue::{Arrival, Inbox, Order};
 use super::status::{Phase, Shared};
 use super::telemetry;
 use crate::config::NatsConfig;
 use crate::wire::{self, Subjects};
-use async_nats::connection::State;
-use async_nats::jetstream::{self, context::PublishAckFuture};
+use async_nats::jetstream;
 use async_nats::service::{Request, Service, ServiceExt, endpoint::Endpoint};
 use async_nats::{Client, ConnectOptions, Event, Subscriber};
-use futures_util::stream::{FuturesOrdered, StreamExt, select_all};
+use futures_util::stream::{StreamExt, select_all};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -27,8 +26,6 @@ const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 /// Messages that one subscription buffers, and commands (publications among them) that wait for the socket.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 256;
 const CLIENT_COMMANDS_MAX: usize = 512;
-/// Predictions on the way to the stream whose acknowledgement has not come.
-const IN_FLIGHT_MAX: usize = 64;
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 const CONTROL_REQUESTS_MAX: usize = 64;
 /// Verbs of `<prefix>.control.<verb>`.
@@ -212,65 +209,16 @@ async fn ask(inbox: &Inbox, command: wire::Command) -> Result<serde_json::Value,
     answer.await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()))
 }
 
-/// Publishes what the outbox holds, until it is closed and empty.
-///
-/// With `stream`, predictions go to JetStream and are done with when their acknowledgement has come; they are published
-/// again until then, and the stream drops repetitions by their id. Else they are done with once handed to the client.
-pub async fn publish(client: Client, stream: Option<jetstream::Context>, outbox: Arc<Outbox>, inbox: Arc<Inbox>) {
-    let mut in_flight = FuturesOrdered::new();
-    let mut is_open = true;
-    while is_open || !in_flight.is_empty() {
-        tokio::select! {
-            // Cancelled, the acknowledgements stay in `in_flight`.
-            Some(()) = in_flight.next(), if !in_flight.is_empty() => outbox.advance(),
-            // Cancelled, the message stays in the outbox.
-            next = outbox.next(), if is_open && in_flight.len() < IN_FLIGHT_MAX => match (next, &stream) {
-                (None, _) => is_open = false,
-                (Some(message), Some(stream)) if message.is_prediction => {
-                    let ack = send(stream, &message).await;
-                    in_flight.push_back(confirm(stream.clone(), message, ack));
-                    inbox.nudge();
-                }
-                (Some(message), _) => {
-                    inbox.nudge();
-                    let is_prediction = message.is_prediction;
-                    telemetry::STAGE_DURATION.record_by("publish", message.made.elapsed().as_secs_f64());
-                    // Fails only for a connection that was closed, or a payload above the server's limit.
-                    if let Err(error) = client.publish_with_headers(message.subject, message.headers, message.payload).await {
-                        telemetry::PREDICTIONS_DROPPED.count(1);
-                        tracing::warn!(%error, "message not published");
-                    }
-                    if is_prediction {
-                        outbox.advance();
-                    }
-                }
-            },
-        }
-    }
-}
-
-async fn send(stream: &jetstream::Context, message: &Outgoing) -> Option<PublishAckFuture> {
-    let sent = stream.publish_with_headers(message.subject.clone(), message.headers.clone(), message.payload.clone()).await;
-    sent.inspect_err(|error| tracing::debug!(%error, "prediction not sent")).ok()
-}
-
-/// Waits for the acknowledgement; publishes again until it has come.
-async fn confirm(stream: jetstream::Context, message: Outgoing, mut ack: Option<PublishAckFuture>) {
-    for attempt in 1.. {
-        if let Some(ack) = ack
-            && ack.await.inspect_err(|error| tracing::debug!(%error, "prediction not acknowledged")).is_ok()
-        {
-            telemetry::STAGE_DURATION.record_by("publish", message.made.elapsed().as_secs_f64());
-            return;
-        }
-        telemetry::PUBLISH_RETRIES.count(1);
-        tokio::time::sleep(jittered(attempt, ACK_TIMEOUT)).await;
-        // While disconnected the client would only pile copies up.
-        while stream.client().connection_state() != State::Connected {
-            tokio::time::sleep(RECONNECT_DELAY_MIN).await;
-        }
-        ack = send(&stream, &message).await;
-    }
+/// Eight hex digits that nobody else is likely to have.
+pub fn chance_id() -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&telemetry::seconds_since_1970().to_le_bytes());
+    hasher.update(&std::process::id().to_le_bytes());
+    let mut chance = [0u8; 16];
+    // Without the system's randomness, time and process have to do.
+    let _ = getrandom::fill(&mut chance);
+    hasher.update(&chance);
+    hasher.finalize().to_hex()[..8].to_owned()
 }
 
 /// A JetStream context whose publications are given up after a few seconds, to be tried again.

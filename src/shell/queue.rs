@@ -6,10 +6,13 @@
 //! limit is counted with its reason. Frames come out in the order they went in.
 //! Locks are held for the length of a push or a pop and never across an await.
 
+use super::replay::PredictionId;
+use super::store::Generation;
 use super::telemetry;
+use crate::frame::FrameSeq;
 use crate::pipeline::Adapted;
 use crate::state::DurableState;
-use crate::wire::{Command, LabelMessage};
+use crate::wire::{self, Command, EventRecord, LabelMessage, Subjects};
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -40,8 +43,8 @@ pub enum Order {
         label: LabelMessage,
     },
     Control(Command, oneshot::Sender<Answer>),
-    /// A state that the store has read for an operator.
-    RollBack(Box<DurableState>, oneshot::Sender<Answer>),
+    /// A checkpoint that the store has read for an operator.
+    RollBack(Generation, Box<DurableState>, oneshot::Sender<Answer>),
     Stop,
 }
 
@@ -148,14 +151,14 @@ impl Inbox {
         self.arrived.notify_one();
     }
 
-    /// Waits for an order, or for a frame where `accepts_frames`.
-    pub fn next(&self, accepts_frames: impl Fn() -> bool) -> Input {
+    /// Waits for an order, or for a frame whose number is accepted.
+    pub fn next(&self, accepts: impl Fn(FrameSeq) -> bool) -> Input {
         let mut lanes = self.lanes.lock();
         loop {
             if let Some(order) = lanes.orders.pop_front() {
                 return Input::Order(order);
             }
-            if !lanes.frames.is_empty() && accepts_frames() {
+            if lanes.frames.front().is_some_and(|arrival| accepts(FrameSeq(arrival.sequence))) {
                 let is_overloaded = self.limits.at_limit == AtLimit::ShedOldest && lanes.is_above_half(&self.limits);
                 if let Some(arrival) = lanes.pop() {
                     lanes.show();
@@ -230,9 +233,21 @@ pub struct Outgoing {
     pub subject: String,
     pub headers: HeaderMap,
     pub payload: Bytes,
-    /// Whether it must be stored by the broker before a checkpoint may cover its frame.
-    pub is_prediction: bool,
+    /// Where it is a prediction: with a stream it must be stored before a checkpoint may cover its frame.
+    pub prediction: Option<PredictionId>,
     pub made: Instant,
+}
+
+impl Outgoing {
+    /// An event, as of frame `sequence`.
+    pub fn event(subjects: &Subjects, event: &EventRecord, sequence: FrameSeq) -> Self {
+        Self::notice(subjects.events(event), wire::encode_event(event, sequence))
+    }
+
+    /// What no checkpoint waits for.
+    pub fn notice(subject: String, payload: Vec<u8>) -> Self {
+        Self { subject, headers: HeaderMap::new(), payload: payload.into(), prediction: None, made: Instant::now() }
+    }
 }
 
 #[derive(Default)]
@@ -271,9 +286,9 @@ impl Outbox {
             && let Some(dropped) = waiting.messages.pop_front()
         {
             telemetry::PREDICTIONS_DROPPED.count(1);
-            waiting.done += u64::from(dropped.is_prediction);
+            waiting.done += u64::from(dropped.prediction.is_some());
         }
-        waiting.pushed += u64::from(message.is_prediction);
+        waiting.pushed += u64::from(message.prediction.is_some());
         waiting.messages.push_back(message);
         self.arrived.notify_one();
     }

@@ -22,11 +22,16 @@ const WRITE_ATTEMPTS: u32 = 3;
 
 const LOCK_FILE: &str = "lock";
 const NOISE_KEY_FILE: &str = "noise.key";
+/// What operators decided; see `decision_log.rs`.
+pub const DECISIONS_FILE: &str = "decisions.log";
 const QUARANTINE: &str = "quarantine";
+/// States that operators rolled back to, kept so that their history can be computed again.
+const PINS_MAX: usize = 64;
+const PIN_PREFIX: &str = "rollback-";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// Count of checkpoint files written into a folder; the newest has the highest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Generation(pub u64);
 
 impl fmt::Display for Generation {
@@ -62,6 +67,10 @@ pub enum StoreError {
     Unreadable { path: PathBuf, source: CheckpointError },
     #[error("no checkpoint in {dir} can be read; {count} lie in its folder {QUARANTINE}: move them away to start from the source weights")]
     AllDamaged { dir: PathBuf, count: usize },
+    #[error(
+        "{path} is not as it was written: without it, what operators decided since the checkpoints is lost; move it away to go on without"
+    )]
+    Decisions { path: PathBuf },
     #[error("{path} must hold 64 hex digits")]
     NoiseKey { path: PathBuf },
     #[error("the system gave no random bytes: {0}")]
@@ -75,6 +84,10 @@ pub enum StoreError {
 impl StoreError {
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
     /// Whether the file itself is at fault, so that an earlier one may stand in.
@@ -210,20 +223,27 @@ impl Store {
     /// # Errors
     /// `NoiseKey` for anything but 64 hex digits, `Mode` for a file that others may read, `Io`, `Random`.
     pub fn noise_key(&self, config: &NoiseConfig) -> Result<NoiseSecret, StoreError> {
-        match config {
-            NoiseConfig::Environment(secret) => Ok(secret.clone()),
-            NoiseConfig::File(path) => read_noise_key(path),
-            NoiseConfig::Generated => {
-                let path = self.dir.join(NOISE_KEY_FILE);
-                if !path.try_exists().map_err(StoreError::io("inspect", &path))? {
-                    let mut secret = [0; 32];
-                    getrandom::fill(&mut secret)?;
-                    let text = format!("{}\n", blake3::Hash::from_bytes(secret).to_hex());
-                    write_durably(&self.dir, NOISE_KEY_FILE, text.as_bytes()).map_err(StoreError::io("write", &path))?;
-                }
-                read_noise_key(&path)
-            }
+        let path = self.dir.join(NOISE_KEY_FILE);
+        let is_made = path.try_exists().map_err(StoreError::io("inspect", &path))?;
+        if matches!(config, NoiseConfig::Generated) && !is_made {
+            let mut secret = [0; 32];
+            getrandom::fill(&mut secret)?;
+            let text = format!("{}\n", blake3::Hash::from_bytes(secret).to_hex());
+            replace_file(&self.dir, NOISE_KEY_FILE, text.as_bytes())?;
         }
+        noise_key(&self.dir, config)
+    }
+}
+
+/// The secret behind the noise of a folder that a daemon has, or had.
+///
+/// # Errors
+/// As [`Store::noise_key`].
+pub fn noise_key(dir: &Path, config: &NoiseConfig) -> Result<NoiseSecret, StoreError> {
+    match config {
+        NoiseConfig::Environment(secret) => Ok(secret.clone()),
+        NoiseConfig::File(path) => read_noise_key(path),
+        NoiseConfig::Generated => read_noise_key(&dir.join(NOISE_KEY_FILE)),
     }
 }
 
@@ -240,9 +260,8 @@ pub struct Listed {
 ///
 /// Takes no lock: a file that a running daemon deletes meanwhile is left out.
 pub fn list(dir: &Path) -> Result<Vec<Result<Listed, StoreError>>, StoreError> {
-    let is_gone = |error: &StoreError| matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
     let listed = generations(dir)?.into_iter().rev().map(|generation| read_header(dir, generation));
-    Ok(listed.filter(|listed| !listed.as_ref().is_err_and(is_gone)).collect())
+    Ok(listed.filter(|listed| !listed.as_ref().is_err_and(StoreError::is_not_found)).collect())
 }
 
 /// One checkpoint of a folder, with or without a daemon running on it.
@@ -250,13 +269,40 @@ pub fn list(dir: &Path) -> Result<Vec<Result<Listed, StoreError>>, StoreError> {
 /// # Errors
 /// `NotRegular` and `Unreadable` for what is not a complete checkpoint, `Io`.
 pub fn load(dir: &Path, generation: Generation) -> Result<(DurableState, Meta), StoreError> {
-    let path = dir.join(generation.file_name());
-    let unreadable = |source| StoreError::Unreadable { path: path.clone(), source };
-    let (file, size) = open_regular(&path)?;
-    let mut bytes = read_at_most(&file, &path, checkpoint::PREFIX_BYTES as u64)?;
+    load_file(&dir.join(generation.file_name()))
+}
+
+/// The state that the roll-back with this number went to.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_pinned(dir: &Path, number: u64) -> Result<DurableState, StoreError> {
+    load_file(&dir.join(pin_name(number))).map(|(state, _)| state)
+}
+
+/// Keeps the file of `generation` under the number of the decision that needs it.
+///
+/// # Errors
+/// `Io`, also where there is no such generation any more.
+pub fn pin(dir: &Path, generation: Generation, number: u64) -> Result<(), StoreError> {
+    let (from, to) = (dir.join(generation.file_name()), dir.join(pin_name(number)));
+    // One that a crash kept from being decided upon.
+    let _ = std::fs::remove_file(&to);
+    std::fs::hard_link(&from, &to).map_err(StoreError::io("keep", &from))?;
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::io("write", dir))
+}
+
+fn pin_name(number: u64) -> String {
+    format!("{PIN_PREFIX}{number:020}.undrift")
+}
+
+fn load_file(path: &Path) -> Result<(DurableState, Meta), StoreError> {
+    let unreadable = |source| StoreError::Unreadable { path: path.to_owned(), source };
+    let (file, size) = open_regular(path)?;
+    let mut bytes = read_at_most(&file, path, checkpoint::PREFIX_BYTES as u64)?;
     // Nothing is allocated for a length that the file does not have.
     Prefix::parse(&bytes, size).map_err(unreadable)?;
-    bytes.extend(read_at_most(&file, &path, size - bytes.len() as u64)?);
+    bytes.extend(read_at_most(&file, path, size - bytes.len() as u64)?);
     checkpoint::decode(&bytes).map_err(unreadable)
 }
 
@@ -317,7 +363,24 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// Writes `bytes` so that whatever happens, `name` has all of them or does not exist; when this returns, it has them.
+/// The bytes of a small file that is a file.
+///
+/// # Errors
+/// `NotRegular`, `Io`.
+pub fn read_regular(path: &Path) -> Result<Vec<u8>, StoreError> {
+    let (file, size) = open_regular(path)?;
+    read_at_most(&file, path, size)
+}
+
+/// Gives the file `name` these bytes; when this returns, it has them.
+///
+/// # Errors
+/// `Io`
+pub fn replace_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    write_durably(dir, name, bytes).map_err(|error| StoreError::io("write", &dir.join(name))(error))
+}
+
+/// Writes `bytes` so that whatever happens, `name` has all of them or what it had; when this returns, it has them.
 fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = dir.join(format!("{name}{TEMPORARY_SUFFIX}"));
     let write = || -> io::Result<()> {
@@ -336,7 +399,7 @@ fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 fn remove_temporary_files(dir: &Path) -> Result<(), StoreError> {
     for name in file_names(dir)? {
         let target = name.strip_suffix(TEMPORARY_SUFFIX);
-        if target.is_some_and(|target| target == NOISE_KEY_FILE || Generation::of_file_name(target).is_some()) {
+        if target.is_some_and(|target| [NOISE_KEY_FILE, DECISIONS_FILE].contains(&target) || Generation::of_file_name(target).is_some()) {
             let path = dir.join(name);
             std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
         }
@@ -344,18 +407,34 @@ fn remove_temporary_files(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Deletes all but the newest `keep` generations. What cannot be deleted is tried again after the next write.
+/// Deletes all but the newest `keep` generations, and of what was rolled back to all but the last, unless a kept generation needs
+/// it. What cannot be deleted is tried again after the next write.
 fn prune(dir: &Path, keep: usize) {
+    let remove = |name: String| {
+        let path = dir.join(name);
+        std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))
+    };
     let pruned = generations(dir).and_then(|generations| {
-        let old = generations.len().saturating_sub(keep);
-        generations[..old]
-            .iter()
-            .map(|generation| dir.join(generation.file_name()))
-            .try_for_each(|path| std::fs::remove_file(&path).map_err(StoreError::io("remove", &path)))
+        let (old, kept) = generations.split_at(generations.len().saturating_sub(keep));
+        old.iter().try_for_each(|generation| remove(generation.file_name()))?;
+        let Some(oldest) = kept.first() else { return Ok(()) };
+        let mut pins: Vec<u64> = file_names(dir)?.iter().filter_map(|name| pin_number(name)).collect();
+        pins.sort_unstable();
+        let old = pins.len().saturating_sub(PINS_MAX);
+        if old == 0 {
+            return Ok(());
+        }
+        let decided = read_header(dir, *oldest)?.header.scalars.control.generation;
+        pins[..old].iter().filter(|&&number| number <= decided).try_for_each(|&number| remove(pin_name(number)))
     });
     if let Err(error) = pruned {
         tracing::warn!(%error, "old checkpoint kept");
     }
+}
+
+fn pin_number(name: &str) -> Option<u64> {
+    let number = name.strip_prefix(PIN_PREFIX)?.strip_suffix(".undrift")?.parse().ok()?;
+    Some(number).filter(|&number| pin_name(number) == name)
 }
 
 /// Generations that have a file in `dir`, oldest first.

@@ -10,8 +10,7 @@ use super::store::{self, Generation, Store, StoreError};
 use super::telemetry;
 use crate::checkpoint::Meta;
 use crate::state::DurableState;
-use crate::wire::{self, EventRecord, Subjects};
-use async_nats::HeaderMap;
+use crate::wire::{EventRecord, Subjects};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -28,8 +27,14 @@ pub struct Save {
     pub state: Box<DurableState>,
     /// Count of predictions that must be stored before; 0 where nothing is.
     pub ticket: u64,
-    /// Who waits for it.
-    pub replies: Vec<oneshot::Sender<Answer>>,
+    /// Who waits for it, and what each is told beside the generation.
+    pub replies: Vec<Reply>,
+}
+
+/// Who waits for a state to be written.
+pub struct Reply {
+    pub to: oneshot::Sender<Answer>,
+    pub body: serde_json::Value,
 }
 
 /// What the store thread is told.
@@ -61,7 +66,7 @@ impl StoreQueue {
         let mut waiting = self.waiting.lock();
         match order {
             StoreOrder::Save(save) => waiting.put(save),
-            StoreOrder::Read { reply, .. } if waiting.reads.len() >= READS_MAX => refuse(vec![reply], "too many requests wait"),
+            StoreOrder::Read { reply, .. } if waiting.reads.len() >= READS_MAX => refuse(reply, "too many requests wait"),
             StoreOrder::Read { generation, reply } => waiting.reads.push_back((generation, reply)),
         }
         self.arrived.notify_one();
@@ -117,9 +122,13 @@ impl Waiting {
     }
 }
 
-fn refuse(replies: Vec<oneshot::Sender<Answer>>, error: &str) {
+fn refuse_all(replies: Vec<Reply>, error: &str) {
+    replies.into_iter().for_each(|reply| refuse(reply.to, error));
+}
+
+fn refuse(to: oneshot::Sender<Answer>, error: &str) {
     // Who asked may have gone.
-    replies.into_iter().for_each(|reply| drop(reply.send(Err(error.to_owned()))));
+    let _ = to.send(Err(error.to_owned()));
 }
 
 /// Writes and reads until the queue is closed and empty.
@@ -135,7 +144,7 @@ pub fn run(store: &mut Store, dir: &Path, meta: &Meta, lines: &Lines, subjects: 
                         "last checkpoint not written: NATS has not stored the predictions that it covers"
                     );
                     telemetry::CHECKPOINT_WRITES.count_by("failed");
-                    refuse(save.replies, "predictions are not stored");
+                    refuse_all(save.replies, "predictions are not stored");
                 } else {
                     lines.store.put_back(save);
                 }
@@ -157,40 +166,30 @@ fn write(store: &mut Store, meta: &Meta, save: Save, outbox: &Outbox, subjects: 
             telemetry::CHECKPOINT_DURATION.record(started.elapsed().as_secs_f64());
             let weights_version = save.state.serving.version;
             let event = EventRecord::Checkpoint { generation: written.generation.0, weights_version, bytes: written.bytes };
-            outbox.push(Outgoing {
-                subject: subjects.events(&event),
-                headers: HeaderMap::new(),
-                payload: wire::encode_event(&event, save.state.sequence).into(),
-                is_prediction: false,
-                made: Instant::now(),
-            });
-            for reply in save.replies {
-                let _ = reply.send(Ok(serde_json::json!({
-                    "adapt": if save.state.control.adapt_enabled { "on" } else { "off" },
-                    "generation": written.generation,
-                    "sequence": save.state.sequence,
-                    "weights_version": weights_version,
-                })));
+            outbox.push(Outgoing::event(subjects, &event, save.state.sequence));
+            for Reply { to, mut body } in save.replies {
+                body["generation"] = written.generation.0.into();
+                // Who asked may have gone.
+                let _ = to.send(Ok(body));
             }
         }
         Err(error) => {
             tracing::error!(%error, "checkpoint not written");
             telemetry::CHECKPOINT_WRITES.count_by("failed");
-            refuse(save.replies, &format!("checkpoint not written: {error}"));
+            refuse_all(save.replies, &format!("checkpoint not written: {error}"));
         }
     }
 }
 
 fn read(dir: &Path, generation: Option<u64>, reply: oneshot::Sender<Answer>, lines: &Lines) {
-    let state = match generation {
+    let generation = match generation {
         Some(generation) => Ok(Some(Generation(generation))),
         None => generation_before(dir),
     };
-    let state = state.and_then(|generation| generation.map(|generation| store::load(dir, generation)).transpose());
-    match state {
-        Ok(Some((state, _))) => drop(lines.inbox.push_order(Order::RollBack(Box::new(state), reply))),
-        Ok(None) => refuse(vec![reply], "there is no checkpoint with earlier weights"),
-        Err(error) => refuse(vec![reply], &error.to_string()),
+    match generation.and_then(|generation| generation.map(|of| store::load(dir, of).map(|(state, _)| (of, state))).transpose()) {
+        Ok(Some((generation, state))) => drop(lines.inbox.push_order(Order::RollBack(generation, Box::new(state), reply))),
+        Ok(None) => refuse(reply, "there is no checkpoint with earlier weights"),
+        Err(error) => refuse(reply, &error.to_string()),
     }
 }
 

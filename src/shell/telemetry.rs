@@ -123,6 +123,8 @@ metrics_table! {
     FRAMES_REJECTED = Metric::new("undrift_frames_rejected_total", Counter, "", "Frames that could not be used.").by("reason", &Reject::ALL_REASONS);
     FRAMES_SHED = Metric::new("undrift_frames_shed_total", Counter, "", "Frames dropped unanswered.").by("reason", &["queue_frames", "queue_bytes", "shutdown"]);
     FRAMES_STALE = Metric::new("undrift_frames_stale_total", Counter, "", "Frames delivered again after they were applied, and dropped.");
+    STREAM_BREAKS = Metric::new("undrift_stream_breaks_total", Counter, "", "Times that the stream turned out to hold other frames than those that were applied.")
+        .by("kind", &["new_stream", "stream_truncated", "stream_rewritten"]);
     FRAMES_MISSED = Metric::new("undrift_frames_missed_total", Counter, "", "Sequence numbers that the stream did not deliver.");
     FRAME_AGE = Metric::new("undrift_frame_age_seconds", Histogram(AGE_SECONDS), "seconds", "Age of a frame at its answer, by the clock of its camera, else of the broker.");
     STAGE_DURATION = Metric::new("undrift_stage_duration_seconds", Histogram(LATENCY_SECONDS), "seconds", "Time that a stage took: a frame's for queue, decode, predict and publish, a window's for adapt.")
@@ -134,6 +136,9 @@ metrics_table! {
     PREDICTION_CONFIDENCE = Metric::new("undrift_prediction_confidence_ratio", Histogram(CONFIDENCE), "ratio", "Probability of the predicted class.");
     PREDICTION_ENTROPY = Metric::new("undrift_prediction_entropy_nats", Histogram(ENTROPY_NATS), "nats", "Entropy of the class probabilities.");
     PREDICTIONS_DROPPED = Metric::new("undrift_predictions_dropped_total", Counter, "", "Predictions and notices dropped, oldest first, because NATS did not take them.");
+    REPLAYED_PREDICTIONS = Metric::new("undrift_replayed_predictions_total", Counter, "", "Predictions made again after a restart that the stream holds already: equal, not to be compared, or different.")
+        .by("outcome", &["proven", "unknown", "mismatch"]);
+    REPLAY_MISMATCHES = Metric::new("undrift_replay_mismatches_total", Counter, "", "Predictions made again after a restart that are not the stored ones: 0 while a restart changes no bit.");
     PUBLISH_RETRIES = Metric::new("undrift_publish_retries_total", Counter, "", "Predictions published again because no acknowledgement came.");
     // Adaptation
     ADAPT_ENABLED = Metric::new("undrift_adapt_enabled", Gauge, "", "1 while adaptation is switched on.");

@@ -3,6 +3,8 @@
 //! Every wait polls a condition until a deadline; nothing sleeps for a guess. Processes end with the test that started
 //! them. The servers are those of `NATS_SERVER_BIN` (paths with `:` between them), else `nats-server` on the PATH.
 
+#![allow(dead_code, reason = "each test takes what it needs")]
+
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::future::Future;
@@ -152,11 +154,17 @@ impl Daemon {
 
     /// Starts it, and does not wait.
     pub fn spawn(home: &Home, nats_port: u16, sets: &[&str]) -> Self {
+        Self::spawn_under(&[], home, nats_port, sets)
+    }
+
+    /// Starts it as the last argument of another program.
+    pub fn spawn_under(program: &[&str], home: &Home, nats_port: u16, sets: &[&str]) -> Self {
         let http_port = free_port();
         let log = home.path().join(format!("log-{http_port}"));
         let file = std::fs::File::create(&log).expect("the temporary folder takes files");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_undrift"));
-        command.args(["run", "--config"]).arg(home.config());
+        let words = [program, &[env!("CARGO_BIN_EXE_undrift"), "run", "--config"]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(home.config());
         let own = [
             format!("nats.urls=nats://127.0.0.1:{nats_port}"),
             format!("http.listen=127.0.0.1:{http_port}"),
@@ -196,9 +204,20 @@ impl Daemon {
         line.unwrap_or_else(|| panic!("{series} is in\n{body}")).parse().expect("metrics are numbers")
     }
 
-    /// Ends it without warning.
+    /// Ends it without warning, and first what it runs, where it is another program.
     pub fn kill(&mut self) {
+        let pid = self.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            // It may have ended by itself.
+            let _ = Command::new("kill").args(["-KILL", child]).stderr(Stdio::null()).status();
+        }
         self.process.kill().and_then(|()| self.process.wait()).expect("the daemon can be killed");
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().expect("the daemon is a child").is_some()
     }
 
     /// Asks it to end, and gives its exit code.

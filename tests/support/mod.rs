@@ -7,7 +7,7 @@ use undrift::frame::{FrameSeq, WeightsVersion};
 use undrift::learner::OptimizerState;
 use undrift::model::Tensors;
 use undrift::noise::NoiseKey;
-use undrift::state::{Control, DurableState, LearnerState, Mixture, MonitorState, PolicyState, Served};
+use undrift::state::{Control, DurableState, FrameMark, LearnerState, Mixture, MonitorState, PolicyState, Served};
 
 /// A state after `frames` frames with one pending window and weights of `rows` x 8 and 3; equal arguments give equal bits.
 pub fn state(frames: u64, rows: usize) -> DurableState {
@@ -25,6 +25,8 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
         sequence: FrameSeq(frames + 3),
         frames,
         input_chain: *blake3::hash(&frames.to_le_bytes()).as_bytes(),
+        mark: Some(FrameMark { payload_hash: *blake3::hash(b"frame").as_bytes(), broker_time_ns: Some(1_700_000_000_000_000_001) }),
+        birth: 7,
         control: Control { adapt_enabled: true, generation: 2 },
         serving: served(0),
         pending: vec![served(1)],

@@ -1,0 +1,179 @@
+//! What operators have decided, and when: one file beside the checkpoints, written before a decision takes effect.
+//!
+//! A checkpoint holds the decisions up to its own number; a restart makes the later ones again, each at its place among the
+//! frames, and so comes to the same bits. The file is kept whole: it is also the record of who was told what.
+//! Invariants: the file is replaced as a whole, so a crash leaves it with a decision or without; its last line is the BLAKE3
+//! of the lines before; what a roll-back went to is kept under the decision's number.
+
+use super::store::{self, DECISIONS_FILE, Generation, StoreError};
+use crate::frame::FrameSeq;
+use crate::model::{Tensors, parameters};
+use crate::pipeline::{Decision, Scheduled};
+use crate::state::DurableState;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+const HASH_LINE: &str = "blake3 ";
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Action {
+    Adapt { enabled: bool },
+    Reset {},
+    RollBack { generation: Generation },
+}
+
+/// A line of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decided {
+    /// Counts from 1.
+    pub number: u64,
+    /// Stream that `after` counts in.
+    pub incarnation: String,
+    /// Last frame that was applied before it.
+    pub after: FrameSeq,
+    pub action: Action,
+}
+
+/// The decisions so far, as they are on the disk.
+#[derive(Debug)]
+pub struct DecisionLog {
+    dir: PathBuf,
+    decisions: Vec<Decided>,
+}
+
+impl DecisionLog {
+    /// Reads the file of the folder `dir`; without one there are no decisions.
+    ///
+    /// # Errors
+    /// `Decisions` for a file that is not as it was written, `Io`.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join(DECISIONS_FILE);
+        let text = match store::read_regular(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let decisions = parse(&text).ok_or(StoreError::Decisions { path })?;
+        Ok(Self { dir: dir.to_owned(), decisions })
+    }
+
+    /// Those with a number above `number`, oldest first.
+    pub fn after(&self, number: u64) -> &[Decided] {
+        &self.decisions[self.decisions.partition_point(|decided| decided.number <= number)..]
+    }
+
+    /// What was decided after `state`: at its place among the frames, or before all of them where it was decided on another
+    /// stream, or `at_once`.
+    ///
+    /// # Errors
+    /// Those of [`store::load_pinned`].
+    pub fn scheduled(&self, state: &DurableState, at_once: bool, source: &Tensors) -> Result<Vec<Scheduled>, StoreError> {
+        let scheduled = |decided: &Decided| {
+            let decision = match decided.action {
+                Action::Adapt { enabled } => Decision::Adapt { enabled },
+                Action::Reset {} => Decision::Reset,
+                Action::RollBack { .. } => {
+                    let learner = store::load_pinned(&self.dir, decided.number)?.learner;
+                    match parameters::check(&learner.weights, source) {
+                        Ok(()) => Decision::RollBack(Box::new(learner)),
+                        Err(error) => {
+                            tracing::warn!(%error, number = decided.number, "a roll-back went to another bundle's weights: the source weights instead");
+                            Decision::Reset
+                        }
+                    }
+                }
+            };
+            let is_elsewhere = at_once || decided.incarnation != state.incarnation;
+            Ok(Scheduled { after: if is_elsewhere { FrameSeq(0) } else { decided.after }, decision })
+        };
+        self.after(state.control.generation).iter().map(scheduled).collect()
+    }
+
+    /// Number of the newest; 0 without one.
+    pub fn last(&self) -> u64 {
+        self.decisions.last().map_or(0, |decided| decided.number)
+    }
+
+    /// Adds a decision; when this returns, it is on the disk, and with it what a roll-back goes to.
+    ///
+    /// # Errors
+    /// `Io`, and nothing is decided.
+    pub fn append(&mut self, decided: Decided) -> Result<(), StoreError> {
+        if let Action::RollBack { generation } = decided.action {
+            store::pin(&self.dir, generation, decided.number)?;
+        }
+        self.decisions.push(decided);
+        store::replace_file(&self.dir, DECISIONS_FILE, &encode(&self.decisions)).inspect_err(|_| {
+            self.decisions.pop();
+            // The new file may be in place, with only its durability in doubt.
+            let _ = store::replace_file(&self.dir, DECISIONS_FILE, &encode(&self.decisions));
+        })
+    }
+}
+
+fn encode(decisions: &[Decided]) -> Vec<u8> {
+    let mut text = String::new();
+    for decided in decisions {
+        text.push_str(&serde_json::to_string(decided).expect("a decision is JSON"));
+        text.push('\n');
+    }
+    let hash = blake3::hash(text.as_bytes()).to_hex();
+    writeln!(text, "{HASH_LINE}{hash}").expect("text grows");
+    text.into_bytes()
+}
+
+fn parse(bytes: &[u8]) -> Option<Vec<Decided>> {
+    if bytes.is_empty() {
+        return Some(Vec::new());
+    }
+    let text = str::from_utf8(bytes).ok()?;
+    let lines = &text[..text.strip_suffix('\n')?.rfind('\n').map_or(0, |end| end + 1)];
+    let decisions: Vec<Decided> = lines.lines().map(|line| serde_json::from_str(line).ok()).collect::<Option<_>>()?;
+    // What is read must be what would be written: hash, order of the keys, and all.
+    let is_increasing = decisions.windows(2).all(|pair| pair[0].number < pair[1].number);
+    (is_increasing && encode(&decisions) == bytes).then_some(decisions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decided(number: u64, action: Action) -> Decided {
+        Decided { number, incarnation: "FRAMES@1".to_owned(), after: FrameSeq(number * 10), action }
+    }
+
+    #[test]
+    fn what_was_appended_is_there_after_a_restart_and_every_changed_bit_is_noticed() {
+        let dir = tempfile::TempDir::new().expect("a folder");
+        let all = [decided(1, Action::Adapt { enabled: false }), decided(3, Action::Reset {})];
+        let mut log = DecisionLog::open(dir.path()).expect("an empty folder");
+        all.iter().for_each(|decided| log.append(decided.clone()).expect("a disk"));
+        let log = DecisionLog::open(dir.path()).expect("what was written");
+        assert_eq!((log.after(0), log.after(1), log.after(3), log.last()), (&all[..], &all[1..], &[][..], 3));
+        let path = dir.path().join(DECISIONS_FILE);
+        let bytes = std::fs::read(&path).expect("the file");
+        for bit in 0..bytes.len() * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(parse(&changed), None, "bit {bit}");
+        }
+        for length in 1..bytes.len() {
+            assert_eq!(parse(&bytes[..length]), None, "cut to {length}");
+        }
+    }
+
+    #[test]
+    fn a_decision_that_cannot_be_written_is_none() {
+        let dir = tempfile::TempDir::new().expect("a folder");
+        let mut log = DecisionLog::open(dir.path()).expect("an empty folder");
+        let missing = decided(1, Action::RollBack { generation: Generation(7) });
+        assert!(log.append(missing).is_err_and(|error| error.is_not_found()));
+        drop(dir);
+        assert!(log.append(decided(1, Action::Reset {})).is_err());
+        assert_eq!(log.last(), 0);
+    }
+}

@@ -1,0 +1,217 @@
+//! Kill -9, of the daemon and of the broker: the bits, the predictions and the checkpoints are those of a history without it.
+//!
+//! UNDRIFT_KILLS kills for each server and variant (25 if unset; `make chaos` runs thousands), drawn from UNDRIFT_SEED.
+//! Oracle: `undrift verify`, which computes the whole history again on one thread, without the daemon, from the frames in
+//! the stream and the decisions on the disk. Every checkpoint that was ever seen must be a state of that history, and every
+//! stored prediction its prediction.
+
+mod harness;
+
+use async_nats::jetstream::{self, stream::Stream};
+use harness::{Broker, Daemon, Home, Server, png, servers, until};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+use undrift::shell::store;
+
+const SETS: [&str; 2] = ["nats.mode=jetstream", "checkpoint.keep=8"];
+/// Frames that the camera publishes in a second.
+const RATE: u64 = 60;
+/// System calls before which a kill can strike.
+const CALLS: [&str; 6] = ["write", "fsync", "rename", "sendto", "openat", "futex"];
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// Publishes until told to stop; one frame in 13 cannot be used. Gives the last sequence.
+async fn camera(broker_url: String, is_over: Arc<AtomicBool>) -> u64 {
+    let client = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(broker_url).await.expect("an address");
+    let context = jetstream::new(client);
+    let mut ticks = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
+    let (mut index, mut last) = (0usize, 0);
+    while !is_over.load(SeqCst) {
+        ticks.tick().await;
+        let payload = if index % 13 == 7 { png(index)[..60].to_vec() } else { png(index % 97) };
+        // The id keeps a frame from being stored twice where an acknowledgement was lost with the broker.
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("frame-{index}"));
+        let sent = context.publish_with_headers("undrift.v1.frames.cam1", headers, payload.into()).await;
+        let Ok(sent) = sent else { continue };
+        if let Ok(ack) = sent.await {
+            last = ack.sequence;
+            index += 1;
+        }
+    }
+    last
+}
+
+/// What the loop has seen.
+#[derive(Default)]
+struct Seen {
+    kills: u64,
+    broker_kills: u64,
+    decisions: u64,
+    /// State hash of every checkpoint, by its last frame and decision.
+    checkpoints: BTreeMap<(u64, u64), String>,
+    /// From the start of a process to its first new prediction in the stream.
+    recoveries: Vec<Duration>,
+}
+
+impl Seen {
+    fn look_at(&mut self, home: &Home) {
+        let Ok(listed) = store::list(&home.path().join("state")) else { return };
+        for listed in listed {
+            let listed = listed.expect("a checkpoint that has its name is complete");
+            let hash = blake3::Hash::from_bytes(listed.header.state_hash).to_hex().to_string();
+            let scalars = &listed.header.scalars;
+            let at = (scalars.sequence.0, scalars.control.generation);
+            let known = self.checkpoints.entry(at).or_insert_with(|| hash.clone());
+            assert_eq!(*known, hash, "two states after frame and decision {at:?}");
+        }
+    }
+}
+
+async fn stream(context: &jetstream::Context, name: &str) -> Option<Stream> {
+    context.get_stream(name).await.ok()
+}
+
+async fn predictions(context: &jetstream::Context) -> Option<u64> {
+    stream(context, "UNDRIFT_V1_PREDICTIONS").await.map(|stream| stream.cached_info().state.last_sequence)
+}
+
+/// One life of the daemon, and its end.
+async fn live(home: &Home, broker: &Broker, context: &jetstream::Context, random: &mut ChaCha8Rng, seen: &mut Seen) {
+    let way = random.random_range(0..10);
+    let began = Instant::now();
+    let mut daemon = if way < 3 {
+        let (call, nth) = (CALLS[random.random_range(0..CALLS.len())], random.random_range(1..40));
+        let inject = format!("--inject={call}:signal=SIGKILL:when={nth}");
+        Daemon::spawn_under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=none", &inject], home, broker.port, &SETS)
+    } else {
+        Daemon::spawn(home, broker.port, &SETS)
+    };
+    if way == 3 {
+        // Until it is through with the replay: the first new prediction is stored.
+        let before = predictions(context).await.unwrap_or(0);
+        until("a new prediction", || async { predictions(context).await.filter(|&stored| stored > before) }).await;
+        seen.recoveries.push(began.elapsed());
+    }
+    let deadline = Instant::now() + Duration::from_millis(random.random_range(0..700));
+    if random.random_bool(0.3) {
+        let switch = if random.random_bool(0.5) { "on" } else { "off" };
+        let verb = ["adapt", "adapt", "reset", "rollback", "checkpoint"][random.random_range(0..5)];
+        let payload = if verb == "adapt" { switch } else { "" };
+        let client = context.client();
+        let asked = tokio::time::timeout_at(deadline.into(), control_if_there(&client, verb, payload)).await;
+        seen.decisions += u64::from(asked.is_ok_and(|was_made| was_made));
+    }
+    while Instant::now() < deadline && !daemon.has_ended() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    daemon.kill();
+    seen.kills += 1;
+    seen.look_at(home);
+}
+
+/// Asks until the daemon is there to answer.
+async fn control_if_there(client: &async_nats::Client, verb: &str, payload: &str) -> bool {
+    loop {
+        let subject = format!("undrift.v1.control.{verb}");
+        match client.request(subject, payload.to_owned().into()).await {
+            Ok(reply) => return serde_json::from_slice::<serde_json::Value>(&reply.payload).is_ok_and(|reply| reply["ok"] == true),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+async fn kill_loop(server: &Server, kills_broker: bool, kills: u64, seed: u64) {
+    println!("seed {seed}, {kills} kills, broker {}", if kills_broker { "killed too" } else { "left alone" });
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let (home, mut broker) = (Home::new(), Broker::start(server).await);
+    let context = jetstream::new(broker.client().await);
+    // The streams are there before the camera is.
+    Daemon::start(&home, &broker, &SETS).await.kill();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let camera = tokio::spawn(camera(broker.url(), is_over.clone()));
+    let mut seen = Seen::default();
+    while seen.kills < kills {
+        live(&home, &broker, &context, &mut random, &mut seen).await;
+        if kills_broker && random.random_bool(0.5) {
+            broker.kill();
+            seen.broker_kills += 1;
+            broker.resume().await;
+        }
+    }
+    is_over.store(true, SeqCst);
+    let last = camera.await.expect("the camera ends");
+    let mut daemon = Daemon::start(&home, &broker, &SETS).await;
+    let is_usable = |sequence: u64| sequence % 13 != 8;
+    let last_usable = (1..=last).rev().find(|&sequence| is_usable(sequence)).unwrap_or(0);
+    until("all frames are applied", || async { (daemon.status()["sequence"] == last_usable).then_some(()) }).await;
+    assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 0.0);
+    for kind in ["new_stream", "stream_truncated", "stream_rewritten"] {
+        assert_eq!(daemon.metric(&format!("undrift_stream_breaks_total{{kind=\"{kind}\"}}")), 0.0, "{kind}");
+    }
+    assert_eq!(daemon.stop().await, 0);
+    seen.look_at(&home);
+    let verdict = verify(&home, &broker);
+    assert_eq!(verdict["is_true"], true, "{}", verdict["first_difference"]);
+    let frames = (1..=last).filter(|&sequence| is_usable(sequence)).count() as u64;
+    let newest = verdict["sequence"].as_u64().expect("a number");
+    let after = (newest + 1..=last).filter(|&sequence| is_usable(sequence)).count() as u64;
+    assert!(after < 4, "the last checkpoint is at the last border");
+    assert_eq!(verdict["frames"], frames - after);
+    assert_eq!(verdict["predictions"], frames - after, "every frame has its prediction");
+    assert_eq!(predictions(&context).await, Some(frames), "and each has one");
+    let number = |state: &serde_json::Value, name: &str| state[name].as_u64().expect("a number");
+    let states = verdict["states"].as_array().expect("states").iter();
+    let states: BTreeMap<(u64, u64), &str> = states
+        .map(|state| ((number(state, "sequence"), number(state, "decision")), state["state_hash"].as_str().expect("a hash")))
+        .collect();
+    for (at, hash) in seen.checkpoints.iter().filter(|((sequence, _), _)| *sequence > 0) {
+        assert_eq!(states.get(at), Some(&hash.as_str()), "state after frame and decision {at:?}");
+    }
+    seen.recoveries.sort();
+    let percentile = |share: usize| seen.recoveries.get(seen.recoveries.len().saturating_sub(1) * share / 100).copied().unwrap_or_default();
+    println!(
+        "{} kills of the daemon, {} of the broker, {} decisions; {frames} frames: 0 lost, 0 twice, 0 changed; {} checkpoints: 0 differing; start to first new prediction p50 {:.2} s, p99 {:.2} s of {}",
+        seen.kills,
+        seen.broker_kills,
+        seen.decisions,
+        seen.checkpoints.len(),
+        percentile(50).as_secs_f64(),
+        percentile(99).as_secs_f64(),
+        seen.recoveries.len()
+    );
+}
+
+/// What `undrift verify` says of the newest checkpoint.
+fn verify(home: &Home, broker: &Broker) -> serde_json::Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_undrift"));
+    command.args(["verify", "--json", "--states", "--config"]).arg(home.config());
+    let own = [format!("nats.urls={}", broker.url()), format!("checkpoint.dir={}", home.path().join("state").display())];
+    for set in own.iter().map(String::as_str).chain(SETS) {
+        command.args(["--set", set]);
+    }
+    let output = command.output().expect("the program runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_any_kill_bits_and_predictions_are_those_of_a_history_without_it() {
+    // Goal: a daemon that is killed at any instant goes on to the same weights, optimizer state and predictions, each stored once.
+    // Method: frames at a fixed rate, some of them broken; lives that end at a random instant, before a random system call, or
+    // soon after the first new prediction; operators' decisions in between; then the oracle.
+    let (kills, seed) = (setting("UNDRIFT_KILLS", 25), setting("UNDRIFT_SEED", 1));
+    for server in servers() {
+        for kills_broker in [false, true] {
+            kill_loop(&server, kills_broker, kills, seed).await;
+        }
+    }
+}
