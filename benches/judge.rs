@@ -14,7 +14,7 @@ use undrift::diffusion::{Schedule, Timestep};
 use undrift::kernels::{self, Matrix, Write};
 use undrift::learner::Judge;
 use undrift::model::parameters::read;
-use undrift::model::{Dit, DitConfig, InferenceDit, Parameters, Workspace};
+use undrift::model::{Dit, DitConfig, DitWorkspace, InferenceDit, Parameters};
 use undrift::noise::NoiseKey;
 use undrift::shell::bundle_reader::read_bundle;
 
@@ -126,7 +126,7 @@ fn operations(config: &DitConfig) -> f64 {
 struct Subject {
     judge: Judge,
     inference: InferenceDit,
-    workspaces: Mutex<Vec<Workspace>>,
+    workspaces: Mutex<Vec<DitWorkspace>>,
     config: DitConfig,
     schedule: Schedule,
     keys: Vec<NoiseKey>,
@@ -180,7 +180,7 @@ impl Subject {
     fn forward(&self, x_t: &[f32], timesteps: &[Timestep], read: impl Fn(usize, &[f32]) + Sync) {
         let images = x_t.par_chunks_exact(self.elements()).zip(timesteps).enumerate().with_max_len(1);
         images.for_each(|(index, (x_t, &timestep))| {
-            let mut workspace = self.workspaces.lock().pop().unwrap_or_else(|| Workspace::new(&self.config));
+            let mut workspace = self.workspaces.lock().pop().unwrap_or_else(|| DitWorkspace::new(&self.config));
             read(index, self.inference.pred_noise_of_classes(x_t, timestep, &mut workspace));
             self.workspaces.lock().push(workspace);
         });

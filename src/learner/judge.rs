@@ -3,7 +3,7 @@
 use super::objective::{argmax, mean_terms};
 use crate::diffusion::{Schedule, Timestep, stretch};
 use crate::kernels::{self, GramTerms};
-use crate::model::{Dit, DitConfig, InferenceDit, ParameterError, Parameters, Tensors, Workspace, published};
+use crate::model::{Dit, DitConfig, DitWorkspace, InferenceDit, ParameterError, Parameters, Tensors, published};
 use crate::noise::NoiseKey;
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -72,7 +72,7 @@ struct Desk {
     x_t: Vec<f32>,
     /// (T, P): the noise in the order of predictions.
     patches: Vec<f32>,
-    workspace: Workspace,
+    workspace: DitWorkspace,
 }
 
 impl Judge {
@@ -148,6 +148,6 @@ impl Judge {
 impl Desk {
     fn new(config: &DitConfig) -> Self {
         let image = || vec![0f32; config.trunk.image.elements()];
-        Self { noise: image(), x_t: image(), patches: image(), workspace: Workspace::new(config) }
+        Self { noise: image(), x_t: image(), patches: image(), workspace: DitWorkspace::new(config) }
     }
 }
