@@ -16,7 +16,7 @@ mod vit;
 pub use blocks::{ImageShape, ShapeError, TrunkConfig};
 pub use classifier::{ClassifierConfig, ClassifierModel};
 pub use dit::{ClassConditioning, Dit, DitConfig};
-pub use inference::{DitWorkspace, InferenceDit};
+pub use inference::{DitWorkspace, InferenceDit, InferenceVit, VitWorkspace};
 pub use parameters::{ParameterError, Parameters, Tensors};
 pub use resnet::{NormStatistics, ResNet, ResNetConfig};
 pub use vit::{Vit, VitConfig};

@@ -156,9 +156,14 @@ impl Layer {
     }
 
     /// (inputs) -> (outputs)
+    pub fn row_into(&self, y: &mut [f32], x: &[f32]) {
+        self.apply(y, x, Finish::Bias(&self.bias));
+    }
+
+    /// [`Self::row_into`] a vector of its own.
     pub fn of_row(&self, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0f32; self.bias.len()];
-        self.apply(&mut y, x, Finish::Bias(&self.bias));
+        self.row_into(&mut y, x);
         y
     }
 }
