@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use undrift::config::Config;
 use undrift::diffusion::stretch;
 use undrift::frame::WeightsVersion;
-use undrift::learner::{Adapter, Classifier, source_state};
+use undrift::learner::{Adapter, FrozenClassifier, source_state};
 use undrift::noise::NoiseKey;
 use undrift::pipeline::WindowFrame;
 use undrift::shell::bundle_reader::read_bundle;
@@ -38,7 +38,7 @@ fn measure(name: &str, frames: usize, mut work: impl FnMut()) {
 fn main() {
     let config = Config::load(Path::new("configs/fashion-mnist/undrift.toml"), &[], std::iter::empty()).expect("the shipped configuration");
     let bundle = read_bundle(&config).expect("the shipped bundle");
-    let classifier = Classifier::frozen(&bundle.classifier_config, bundle.classifier.clone()).expect("a classifier");
+    let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier).expect("a classifier");
     let learner = source_state(&bundle.classifier, WeightsVersion(0));
     let mut adapter = Adapter::new(&bundle, &config.adapt, learner).expect("an adapter");
     let elements = bundle.classifier_config.image().elements();

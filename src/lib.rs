@@ -14,7 +14,7 @@
 //! ```
 //!
 //! [`shell::engine`] is that line in code: a message is decoded ([`decode`]), applied to the [`pipeline`], and the effects
-//! that come out are carried out. The pipeline answers with one [`learner::Classifier`] times what the [`learner::Judge`]
+//! that come out are carried out. The pipeline answers with one [`learner::FrozenClassifier`] times what the [`learner::Judge`]
 //! (the diffusion model) makes of the frame, groups frames into windows and hands each full window to the
 //! [`learner::Adapter`], which lets the [`policy`] rule whether the judge is to be believed, takes one step, and gives back
 //! new weights. They answer the window after the next, whatever the clock says.

@@ -15,7 +15,7 @@ use crate::bundle::Bundle;
 use crate::diffusion::{Timestep, stretch};
 use crate::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
 use crate::learner::objective::{argmax, entropy, posterior, softmax};
-use crate::learner::{AdaptConfig, AnswerBy, AnswerTime, Classifier, Judge, source_state};
+use crate::learner::{AdaptConfig, AnswerBy, AnswerTime, FrozenClassifier, Judge, source_state};
 use crate::model::{ClassifierConfig, ParameterError, Tensors, parameters};
 use crate::monitor::{self, Monitor};
 use crate::noise::NoiseSecret;
@@ -56,8 +56,8 @@ pub struct Pipeline {
     checkpoint_windows: u64,
     secret: NoiseSecret,
     source_weights: Tensors,
-    source: Classifier,
-    serving: Classifier,
+    source: FrozenClassifier,
+    serving: FrozenClassifier,
     /// Where it speaks in the answers.
     judge: Option<Judge>,
     timesteps: Vec<Timestep>,
@@ -101,7 +101,7 @@ impl Pipeline {
         // Indices of another `window` mean nothing here: what is pending came out of windows before the next one.
         let last = (state.frames / u64::try_from(config.window).expect("at most 1024")).saturating_sub(1);
         state.pending.iter_mut().for_each(|served| served.window = served.window.map(|window| window.min(last)));
-        let classifier = |weights: &Tensors| Classifier::frozen(&bundle.classifier_config, weights.clone());
+        let classifier = |weights: &Tensors| FrozenClassifier::new(&bundle.classifier_config, weights);
         let mut pipeline = Self {
             config: config.clone(),
             classifier_config: bundle.classifier_config,
@@ -460,7 +460,7 @@ impl Pipeline {
     }
 
     fn serve(&mut self, served: Served, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
-        self.serving = Classifier::frozen(&self.classifier_config, served.weights.clone())?;
+        self.serving = FrozenClassifier::new(&self.classifier_config, &served.weights)?;
         self.is_source_serving = parameters::are_equal(&served.weights, &self.source_weights)?;
         if served.version != self.current.serving.version {
             effects.push(Effect::Observe(Observation::Serving { version: served.version }));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use undrift::bundle::Bundle;
 use undrift::frame::WeightsVersion;
 use undrift::kernels::{self, NormMoments};
-use undrift::learner::{AdaptConfig, Adapter, Classifier, ObjectiveKind, TrainablePart, source_state};
+use undrift::learner::{AdaptConfig, Adapter, Classifier, FrozenClassifier, ObjectiveKind, TrainablePart, source_state};
 use undrift::model::{ClassConditioning, ClassifierConfig, Dit, ImageShape, Parameters, ResNetConfig};
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Job, Outcome, WindowFrame};
@@ -236,7 +236,7 @@ fn every_trainable_part_of_the_residual_network_gets_a_gradient_that_its_differe
     let images = random(7, &[3 * 64]).to_vec1::<f32>().expect("a vector");
     let rows: Vec<Vec<f64>> = (0..3).map(|i| vec![0.5 + f64::from(i), -0.7, 0.3]).collect();
     let loss = |weights: &undrift::model::Tensors| -> f64 {
-        let logits = Classifier::frozen(&config, weights.clone()).and_then(|c| Ok(c.logits(&images)?)).expect("a pass");
+        let logits = FrozenClassifier::new(&config, weights).and_then(|c| Ok(c.logits(&images)?)).expect("a pass");
         logits.iter().flatten().zip(rows.iter().flatten()).map(|(z, g)| z * g).sum()
     };
     for (part, parameters) in [(TrainablePart::All, 9 * 4 + 2), (TrainablePart::Norms, 9 * 2), (TrainablePart::Last, 2)] {

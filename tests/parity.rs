@@ -11,8 +11,8 @@ use undrift::diffusion::{Schedule, Timestep};
 use undrift::frame::WeightsVersion;
 use undrift::learner::objective::{posterior, score};
 use undrift::learner::{
-    AdaptConfig, Adapter, AnswerBy, AnswerTime, Classifier, ConditionConfig, GateConfig, Judge, ObjectiveKind, OptimizerConfig,
-    StretchConfig, TrainablePart, Verdict, condition, source_state,
+    AdaptConfig, Adapter, AnswerBy, AnswerTime, Classifier, ConditionConfig, FrozenClassifier, GateConfig, Judge, ObjectiveKind,
+    OptimizerConfig, StretchConfig, TrainablePart, Verdict, condition, source_state,
 };
 use undrift::model::{
     ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, ParameterError, Parameters, Tensors, TrunkConfig, VitConfig,
@@ -189,7 +189,7 @@ fn a_classifier_says_of_small_tokens_what_the_reference_says() {
     for name in ["embed.weight", "embed.bias", "position"] {
         weights.insert(name.to_owned(), (&weights[name] / 64.0).expect("a tensor"));
     }
-    let classifier = Classifier::frozen(&CLASSIFIER, weights).expect("a classifier");
+    let classifier = FrozenClassifier::new(&CLASSIFIER, &weights).expect("a classifier");
     let logits = classifier.logits(&fixture.values("images")).expect("a pass");
     assert_parity("logits_of_small_tokens", &logits.concat(), &fixture.values("logits_of_small_tokens"));
 }

@@ -14,7 +14,7 @@ use crate::lab::dataset::Labelled;
 use crate::lab::dataset::{self, Split};
 use crate::lab::methods::{self, Answers, COMPETITOR_WINDOW, Method, Score, Trial};
 use crate::lab::streams::Calibration;
-use crate::learner::Classifier;
+use crate::learner::FrozenClassifier;
 use crate::model::ImageShape;
 use crate::shell::bundle_reader::read_bundle;
 use clap::Args;
@@ -141,7 +141,7 @@ fn say(eval: &Eval, result: &impl Serialize, text: &str) -> Result<(), Box<dyn E
 
 /// The source's accuracies on `images` that `ccc` needs.
 fn calibrate(bundle: &Bundle, images: &[Labelled], table: Table, seed: u64) -> Result<Calibration, Box<dyn Error>> {
-    let classifier = Classifier::frozen(&bundle.classifier_config, bundle.classifier.clone())?;
+    let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier)?;
     let bar = ProgressBar::new(Calibration::scenes().len() as u64).with_message("calibration");
     bar.set_style(ProgressStyle::with_template(BAR)?);
     let calibration = Calibration::measure(|scene| {

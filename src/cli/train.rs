@@ -8,7 +8,7 @@ use crate::lab::dataset::{self, Labelled, Split};
 use crate::lab::statistics;
 use crate::lab::streams::{Plan, Playback, Request, Stream};
 use crate::lab::train::{self, TrainingRun};
-use crate::learner::{Classifier, Judge};
+use crate::learner::{FrozenClassifier, Judge};
 use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, TrunkConfig, VitConfig, parameters};
 use clap::{Args, Subcommand};
 use std::error::Error;
@@ -168,7 +168,7 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     let config = Config::load(&finish.dir.join("undrift.toml"), &[], std::iter::empty())?;
     let labels = std::fs::read_to_string(&config.bundle.files.labels)?.lines().count();
     let weights = |path: &Path| Ok::<_, Box<dyn Error>>(parameters::read(&std::fs::read(path)?)?);
-    let classifier = Classifier::frozen(&config.bundle.classifier_config(labels), weights(&config.bundle.files.classifier)?)?;
+    let classifier = FrozenClassifier::new(&config.bundle.classifier_config(labels), &weights(&config.bundle.files.classifier)?)?;
     let judge = Judge::new(&config.bundle.diffusion_config(labels), weights(&config.bundle.files.diffusion)?)?;
     let mut test = dataset::load(&finish.data, Split::Test)?;
     let rest = test.split_off(finish.sample.min(test.len()));

@@ -12,7 +12,7 @@ use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame};
 use crate::learner::objective::argmax;
 use crate::learner::{
-    AdaptConfig, AdaptError, AnswerBy, AnswerTime, Classifier, ConditionConfig, ObjectiveKind, OptimizerConfig, StretchConfig,
+    AdaptConfig, AdaptError, AnswerBy, AnswerTime, ConditionConfig, FrozenClassifier, ObjectiveKind, OptimizerConfig, StretchConfig,
     TrainablePart,
 };
 use crate::model::ClassifierConfig;
@@ -209,7 +209,7 @@ pub fn evaluate(method: Method, trial: &Trial, shown: impl Fn()) -> Result<Answe
 
 fn source(trial: &Trial, shown: impl Fn()) -> Result<Answers, SessionError> {
     let started = (trial.clock)();
-    let classifier = Classifier::frozen(&trial.bundle.classifier_config, trial.bundle.classifier.clone()).map_err(AdaptError::from)?;
+    let classifier = FrozenClassifier::new(&trial.bundle.classifier_config, &trial.bundle.classifier).map_err(AdaptError::from)?;
     let mut hits = Vec::new();
     for frame in trial.frames {
         let logits = classifier.logits(&planes(std::slice::from_ref(frame))).map_err(AdaptError::from)?.remove(0);
@@ -276,7 +276,13 @@ fn planes(frames: &[Frame]) -> Vec<f32> {
 ///
 /// # Errors
 /// When the classifier does not take images of this shape.
-pub fn source_accuracy(classifier: &Classifier, scene: &Scene, images: &[Labelled], table: Table, seed: u64) -> candle_core::Result<f64> {
+pub fn source_accuracy(
+    classifier: &FrozenClassifier,
+    scene: &Scene,
+    images: &[Labelled],
+    table: Table,
+    seed: u64,
+) -> candle_core::Result<f64> {
     let planes = (0..images.len()).into_par_iter().flat_map_iter(|index| {
         let image = scene.render(&images[index].image, table, &mut Draws::new(seed, index as u64));
         let mut planes = vec![0f32; image.pixels().len()];

@@ -7,7 +7,7 @@ use crate::bundle::{Calibration, Moments, Statistics};
 use crate::diffusion::Timestep;
 use crate::frame::Image;
 use crate::learner::objective::{argmax, entropy, posterior, softmax};
-use crate::learner::{AdaptError, Classifier, Judge, Verdict};
+use crate::learner::{AdaptError, FrozenClassifier, Judge, Verdict};
 use crate::noise::NoiseKey;
 use std::ops::RangeInclusive;
 
@@ -53,7 +53,7 @@ impl Planes {
 
 /// Statistics over clean `data`, which is grey or RGB as the models are; the calibration over frames of `validation`.
 pub fn measure(
-    classifier: &Classifier,
+    classifier: &FrozenClassifier,
     judge: &Judge,
     timesteps: &[Timestep],
     data: &[Labelled],
@@ -80,7 +80,7 @@ pub fn measure(
 
 /// The weights of classifier and judge under which the true labels are likeliest: temperature scaling (Guo 2017), with a
 /// temperature for each.
-fn calibration(classifier: &Classifier, judge: &Judge, timesteps: &[Timestep], planes: &Planes) -> Result<Calibration, AdaptError> {
+fn calibration(classifier: &FrozenClassifier, judge: &Judge, timesteps: &[Timestep], planes: &Planes) -> Result<Calibration, AdaptError> {
     const PRIOR_WEIGHTS: RangeInclusive<u32> = 4..=15; // tenths
     const JUDGE_WEIGHTS: RangeInclusive<u32> = 1..=25; // twentieths
     let logits = classifier.logits(&planes.images)?;

@@ -1,4 +1,4 @@
-//! The classifier with its parameters: answers, and gradients from gradients of the logits.
+//! The classifier with its parameters, of which some learn: gradients from gradients of the logits.
 
 use super::config::TrainablePart;
 use super::optimizer::{Gradients, StepError, accumulate, collect};
@@ -37,8 +37,8 @@ pub struct Description {
 }
 
 impl Classifier {
-    /// A classifier whose parameters never change.
-    pub fn frozen(config: &ClassifierConfig, tensors: Tensors) -> Result<Self, ParameterError> {
+    /// A classifier none of whose parameters learn.
+    pub(super) fn frozen(config: &ClassifierConfig, tensors: Tensors) -> Result<Self, ParameterError> {
         Self::of(config, Parameters::frozen(tensors))
     }
 
@@ -56,17 +56,12 @@ impl Classifier {
         &self.parameters
     }
 
-    /// Logits of images (N, C, H, W), a row for each image.
-    pub fn logits(&self, images: &[f32]) -> candle_core::Result<Vec<Vec<f64>>> {
-        Ok(self.forward(images)?.logits)
-    }
-
-    /// Logits that gradients can be taken of.
+    /// Logits of images (N, C, H, W) that gradients can be taken of.
     pub fn forward(&self, images: &[f32]) -> candle_core::Result<Forward> {
         self.forward_with(images, NormStatistics::Running)
     }
 
-    /// Logits that gradients can be taken of; batch norm, where the model has it, takes `statistics`.
+    /// The same; batch norm, where the model has it, takes `statistics`.
     pub fn forward_with(&self, images: &[f32], statistics: NormStatistics) -> candle_core::Result<Forward> {
         // Statistics of a window are those of all its images, so that it is one task.
         let is_whole = self.has_batch_norm && statistics != NormStatistics::Running;
@@ -97,7 +92,7 @@ impl Classifier {
     }
 
     /// Features of images, and the logits that the head makes of them.
-    pub fn describe(&self, images: &[f32]) -> candle_core::Result<Description> {
+    pub(super) fn describe(&self, images: &[f32]) -> candle_core::Result<Description> {
         let features = images
             .par_chunks(SHARD_IMAGES * self.image_elements)
             .map(|images| self.model.features(images, NormStatistics::Running))

@@ -4,6 +4,7 @@ mod adapter;
 mod classifier;
 pub mod condition;
 mod config;
+mod frozen;
 mod judge;
 pub mod objective;
 mod optimizer;
@@ -13,5 +14,6 @@ pub use classifier::{Classifier, Description, Forward};
 pub use config::{
     AdaptConfig, AdaptRangeError, AnswerBy, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, StretchConfig, TrainablePart,
 };
+pub use frozen::FrozenClassifier;
 pub use judge::{Judge, Verdict};
 pub use optimizer::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport, accumulate, collect};

@@ -12,7 +12,7 @@ use undrift::config::Config;
 use undrift::lab::corruptions::{Severity, Table};
 use undrift::lab::dataset::{self, Split};
 use undrift::lab::streams::{Plan, Playback, Request, Stream};
-use undrift::learner::Classifier;
+use undrift::learner::FrozenClassifier;
 use undrift::shell::bundle_reader::read_bundle;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let (stream, dir) = (Stream::from_str(stream, false)?, Path::new(dir));
     let bundle = read_bundle(&Config::load(Path::new(config), &[], std::iter::empty())?)?;
-    let classifier = Classifier::frozen(&bundle.classifier_config, bundle.classifier.clone())?;
+    let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier)?;
     let request = Request { frames: frames.parse()?, severity: Severity::try_from(5)?, seed: seed.parse()?, visits: 1, walk: None };
     let images = dataset::load(Path::new("/usr/share/datasets/fashion-mnist"), Split::Test)?;
     let plan = Plan::new(stream, &request, &images)?;

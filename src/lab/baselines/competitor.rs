@@ -2,7 +2,7 @@
 
 use super::student::{Student, Teacher, Weights};
 use crate::bundle::Bundle;
-use crate::learner::{AdaptError, Classifier, Judge, OptimizerConfig, TrainablePart};
+use crate::learner::{AdaptError, Classifier, FrozenClassifier, Judge, OptimizerConfig, TrainablePart};
 use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape};
 use crate::noise::NoiseKey;
 use serde::{Deserialize, Serialize};
@@ -130,8 +130,8 @@ impl Setting<'_> {
     }
 
     /// The source classifier, never changed.
-    pub fn source(&self) -> Result<Classifier, AdaptError> {
-        Ok(Classifier::frozen(&self.bundle.classifier_config, self.bundle.classifier.clone())?)
+    pub fn source(&self) -> Result<FrozenClassifier, AdaptError> {
+        Ok(FrozenClassifier::new(&self.bundle.classifier_config, &self.bundle.classifier)?)
     }
 
     /// The source classifier, of which `part` learns.

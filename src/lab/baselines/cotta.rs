@@ -9,7 +9,7 @@ use super::competitor::{ByNorm, Competitor, Context, Setting};
 use super::losses::{mean, scaled};
 use super::student::{Student, Teacher};
 use crate::learner::objective::{argmax, cross_entropy, softmax};
-use crate::learner::{AdaptError, Classifier, OptimizerConfig, TrainablePart};
+use crate::learner::{AdaptError, FrozenClassifier, OptimizerConfig, TrainablePart};
 use crate::model::{ImageShape, NormStatistics};
 use crate::noise::NoiseKey;
 
@@ -27,7 +27,7 @@ const AUGMENTATIONS: usize = 32;
 pub struct Cotta {
     student: Student,
     teacher: Teacher,
-    source: Classifier,
+    source: FrozenClassifier,
     image: ImageShape,
 }
 
@@ -43,7 +43,7 @@ impl Cotta {
 
     /// The teacher's logits, averaged over augmentations where the source is unsure of the window.
     fn teach(&self, images: &[f32], context: &mut Context) -> Result<Vec<Vec<f64>>, AdaptError> {
-        let source = self.source.forward_with(images, NormStatistics::Batch)?.logits;
+        let source = self.source.logits_with(images, NormStatistics::Batch)?;
         context.passes.classifier_forward += source.len() as f64;
         let confidence = |logits: &Vec<f64>| softmax(logits).into_iter().fold(0.0, f64::max);
         if source.iter().map(confidence).sum::<f64>() / source.len() as f64 >= SURE_CONFIDENCE {

@@ -7,7 +7,7 @@
 use super::competitor::{Competitor, Context, Setting};
 use super::losses::cosine;
 use crate::learner::objective::{argmax, softmax};
-use crate::learner::{AdaptError, Classifier, Description};
+use crate::learner::{AdaptError, Description, FrozenClassifier};
 
 /// `LAME_KNN`.
 const NEIGHBOURS: usize = 5;
@@ -17,7 +17,7 @@ const ITERATIONS_MAX: usize = 100;
 const TOLERANCE: f64 = 1e-8;
 
 pub struct Lame {
-    source: Classifier,
+    source: FrozenClassifier,
 }
 
 impl Lame {

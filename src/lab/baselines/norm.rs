@@ -6,14 +6,14 @@
 
 use super::competitor::{Competitor, Context, Setting};
 use crate::learner::objective::argmax;
-use crate::learner::{AdaptError, Classifier};
+use crate::learner::{AdaptError, FrozenClassifier};
 use crate::model::NormStatistics;
 
 /// Frames that the source's statistics count as, N.
 const PRIOR_FRAMES: f32 = 16.0;
 
 pub struct Norm {
-    source: Classifier,
+    source: FrozenClassifier,
     elements: usize,
 }
 
@@ -29,7 +29,7 @@ impl Competitor for Norm {
             1 => NormStatistics::Mixed { share: 1.0 / (PRIOR_FRAMES + 1.0) },
             _ => NormStatistics::Batch,
         };
-        let logits = self.source.forward_with(images, statistics)?.logits;
+        let logits = self.source.logits_with(images, statistics)?;
         context.passes.classifier_forward += logits.len() as f64;
         Ok(logits.iter().map(|logits| argmax(logits)).collect())
     }
@@ -47,7 +47,7 @@ mod tests {
         let norm = Norm::new(&stage.setting(Tuning::default())).expect("a method");
         // More than the classifier takes at once where frames do not depend on each other.
         let images = images(20, 1);
-        let logits = |images: &[f32], statistics| norm.source.forward_with(images, statistics).expect("a pass").logits;
+        let logits = |images: &[f32], statistics| norm.source.logits_with(images, statistics).expect("a pass");
         let [batch, running] = [NormStatistics::Batch, NormStatistics::Running].map(|statistics| logits(&images, statistics));
         assert_ne!(batch[..8], logits(&images[..8 * 64], NormStatistics::Batch)[..], "the first frames depend on the last");
         assert_eq!(running[..8], logits(&images[..8 * 64], NormStatistics::Running)[..]);

@@ -6,10 +6,10 @@
 use super::competitor::{Competitor, Context, Setting};
 use crate::diffusion::stretch;
 use crate::learner::objective::argmax;
-use crate::learner::{AdaptError, Classifier};
+use crate::learner::{AdaptError, FrozenClassifier};
 
 pub struct Stretched {
-    source: Classifier,
+    source: FrozenClassifier,
     /// Values of an image.
     elements: usize,
 }
