@@ -1,4 +1,5 @@
-//! The judge against PyTorch, on the shipped weights and the same inputs, and against the rate of a large matrix product.
+//! The judge against PyTorch, on the shipped weights and the same inputs, and against the rate of a large matrix product; the
+//! classifier that answers against the same model with tensors.
 //!
 //! `make bench`, or `cargo bench --bench judge -- PYTHON` with an interpreter that has torch and numpy. In each round every side
 //! works once, so that what else the machine does meets all alike; the table has medians, and minimums beside them.
@@ -12,9 +13,9 @@ use std::time::{Duration, Instant};
 use undrift::config::Config;
 use undrift::diffusion::{Schedule, Timestep};
 use undrift::kernels::{self, Matrix, Write};
-use undrift::learner::Judge;
+use undrift::learner::{FrozenClassifier, Judge};
 use undrift::model::parameters::read;
-use undrift::model::{Dit, DitConfig, DitWorkspace, InferenceDit, Parameters};
+use undrift::model::{ClassifierConfig, Dit, DitConfig, DitWorkspace, InferenceDit, Parameters, TrunkConfig, Vit};
 use undrift::noise::NoiseKey;
 use undrift::shell::bundle_reader::read_bundle;
 
@@ -27,6 +28,7 @@ const WARM_UP: usize = 3;
 const REST: Duration = Duration::from_millis(3);
 /// Side of the matrix product.
 const CUBE: usize = 2048;
+const CONFIG: &str = "configs/fashion-mnist/undrift.toml";
 const WEIGHTS: &str = "configs/fashion-mnist/diffusion.safetensors";
 const INPUT: &str = "target/bench-x_t.f32";
 const OUTPUT: &str = "target/bench-pred_noise.f32";
@@ -114,12 +116,11 @@ fn compare(title: &str, mut sides: Vec<Side>) {
     }
 }
 
-/// Multiplications and additions of one image's pass, those of matrix products alone.
-fn operations(config: &DitConfig) -> f64 {
-    let trunk = &config.trunk;
+/// Multiplications and additions of one image's pass, those of matrix products alone; `outputs` are those of each token.
+fn operations(trunk: &TrunkConfig, outputs: usize) -> f64 {
     let (t, d) = (trunk.tokens(), trunk.hidden);
     let block = d * (4 * d + 2 * trunk.mlp_ratio * d) + 2 * t * d;
-    (2 * t * (trunk.depth * block + d * (trunk.window_elements() + config.outputs()))) as f64
+    (2 * t * (trunk.depth * block + d * (trunk.window_elements() + outputs))) as f64
 }
 
 /// What all sides work on: the shipped diffusion model, and noised images.
@@ -135,8 +136,7 @@ struct Subject {
 
 impl Subject {
     fn load(frames: u64) -> Self {
-        let config =
-            Config::load(Path::new("configs/fashion-mnist/undrift.toml"), &[], std::iter::empty()).expect("the shipped configuration");
+        let config = Config::load(Path::new(CONFIG), &[], std::iter::empty()).expect("the shipped configuration");
         let bundle = read_bundle(&config).expect("the shipped bundle");
         let parameters = Parameters::frozen(bundle.diffusion.clone());
         Self {
@@ -192,7 +192,28 @@ fn main() {
     let python = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| compare_classifiers(threads));
         pool.install(|| compare_all(threads, python.as_deref()));
+    }
+}
+
+/// The shipped classifier on the two views of a frame, and on those of a window.
+fn compare_classifiers(threads: usize) {
+    let config = Config::load(Path::new(CONFIG), &[], std::iter::empty()).expect("the shipped configuration");
+    let bundle = read_bundle(&config).expect("the shipped bundle");
+    let ClassifierConfig::Vit(vit) = bundle.classifier_config else { panic!("the shipped classifier is a vision transformer") };
+    let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier).expect("the shipped classifier");
+    let tensors = Vit::load(&vit, &Parameters::frozen(bundle.classifier)).expect("the shipped classifier");
+    for views in [2, 16] {
+        let mut images = vec![0f32; views * vit.trunk.image.elements()];
+        NoiseKey::from_seed(1, "bench", 0).fill_normal(u32::MAX, &mut images);
+        let with_tensors = || drop(tensors.features(&images).and_then(|features| tensors.head(&features)).expect("a pass"));
+        let total = views as f64 * operations(&vit.trunk, 0);
+        let sides = vec![
+            Side::timed("forward", total, || drop(classifier.logits(&images).expect("a pass"))),
+            Side::timed("forward with tensors", total, with_tensors),
+        ];
+        compare(&format!("\n{threads} thread(s), classifier, {views} views"), sides);
     }
 }
 
@@ -207,7 +228,7 @@ fn compare_all(threads: usize, python: Option<&str>) {
         let torch = python.map(|python| Mutex::new(prepared(python, threads, &subject, &x_t)));
         let parameters = Parameters::frozen(read(&std::fs::read(WEIGHTS).expect("weights")).expect("weights"));
         let tensors = Dit::load(&subject.config, &parameters).expect("the shipped model");
-        let total = timesteps.len() as f64 * operations(&subject.config);
+        let total = timesteps.len() as f64 * operations(&subject.config.trunk, subject.config.outputs());
         let verdicts = || drop(subject.judge.verdicts(&images, &subject.keys, &subject.timesteps).expect("verdicts"));
 
         let mut sides = vec![

@@ -54,7 +54,9 @@ fn main() {
     let verdicts = adapter.judge(&window).expect("verdicts");
     println!("{} threads, {} draws a frame, window of {}", rayon::current_num_threads(), config.adapt.timesteps.len(), window.len());
     measure("noise of one draw", 1, || window[0].key.fill_normal(0, &mut vec![0f32; elements]));
-    measure("predict one frame", 1, || drop(classifier.logits(&window[0].views[..elements])));
+    let load = || drop(FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier).expect("a classifier"));
+    measure("let other weights serve", 1, load);
+    measure("predict one view", 1, || drop(classifier.logits(&window[0].views[..elements])));
     measure("judge a window (diffusion forward, G, h)", 16, || drop(adapter.judge(&window)));
     measure("learn from a window (forward, backward, step)", 16, || drop(adapter.learn(&window, &verdicts)));
 }
