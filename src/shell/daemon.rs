@@ -16,7 +16,7 @@
 
 use super::bundle_reader::{BundleReadError, read_bundle};
 use super::decision_log::DecisionLog;
-use super::engine::{Codec, Engine, History, Lines, STOP_PATIENCE};
+use super::engine::{Codec, Engine, Finished, History, Lines, STOP_PATIENCE};
 use super::http::{self, ListenError};
 use super::jetstream::{self, Position, StreamFacts};
 use super::nats::{self, Control, NatsError};
@@ -281,15 +281,23 @@ impl Daemon {
         let engine = Engine::new(pipeline, codec, self.lines.clone(), jobs, telemetry, history);
         let mut engine = spawn("device", move || engine.run())?;
         tracing::info!(incarnation, applied = last.sequence, answered, "answering frames");
-        let (end, finished) = tokio::select! {
-            () = shutdown.cancelled() => (SessionEnd::Shutdown, None),
-            // Frames that are cut off were not applied: the stream has them still, and core NATS promises nothing.
-            end = self.ingest(&incarnation, last) => (end?, None),
-            result = &mut engine => match result {
-                Ok(Ok(finished)) if finished.is_rewritten => (SessionEnd::NewIncarnation, Some(finished)),
-                result => return Err(ended("device thread", result.map(|result| result.map_err(DaemonError::from)))),
-            },
-            result = &mut adapter => return Err(ended("adapter thread", result.map(|result| result.map_err(DaemonError::from)))),
+        let mut has_adapter_ended = false;
+        let (end, finished) = {
+            let ingest = self.ingest(&incarnation, last);
+            tokio::pin!(ingest);
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => break (SessionEnd::Shutdown, None),
+                    // Frames that are cut off were not applied: the stream has them still, and core NATS promises nothing.
+                    end = &mut ingest => break (end?, None),
+                    result = &mut engine => break (SessionEnd::NewIncarnation, Some(ended_by_itself(result)?)),
+                    // It ends after the device thread has.
+                    result = &mut adapter, if !has_adapter_ended => match result {
+                        Ok(Ok(())) => has_adapter_ended = true,
+                        result => return Err(ended("adapter thread", result.map(|result| result.map_err(DaemonError::from)))),
+                    },
+                }
+            }
         };
         self.lines.shared.set_phase(Phase::Stopping);
         let finished = match finished {
@@ -299,11 +307,15 @@ impl Daemon {
                 engine.await.map_err(|_| DaemonError::Ended("device thread"))??
             }
         };
-        match (&end, tokio::time::timeout(STOP_PATIENCE, &mut adapter).await) {
-            (_, Ok(result)) => result.map_err(|_| DaemonError::Ended("adapter thread"))??,
-            (SessionEnd::Shutdown, Err(_)) => tracing::warn!("stopped while a window was being learned from: it is lost"),
-            (SessionEnd::NewIncarnation, Err(_)) => adapter.await.map_err(|_| DaemonError::Ended("adapter thread"))??,
+        if !has_adapter_ended {
+            match (&end, tokio::time::timeout(STOP_PATIENCE, &mut adapter).await) {
+                (_, Ok(result)) => result.map_err(|_| DaemonError::Ended("adapter thread"))??,
+                (SessionEnd::Shutdown, Err(_)) => tracing::warn!("stopped while a window was being learned from: it is lost"),
+                (SessionEnd::NewIncarnation, Err(_)) => adapter.await.map_err(|_| DaemonError::Ended("adapter thread"))??,
+            }
         }
+        // What the session's ingest and adapter have brought since means nothing to the next.
+        self.lines.inbox.shed_all();
         self.lines.inbox.forget_windows();
         (self.restored, self.log, self.is_rewritten) = (Some(finished.state), Some(finished.log), finished.is_rewritten);
         Ok(end)
@@ -435,9 +447,9 @@ impl Facts {
 enum Change {
     /// Made anew: begun at its beginning.
     New,
-    /// It lost its end: its next numbers stand for other frames than before.
+    /// It lost its end: its next numbers stand for other frames than before. `last` is the last of those that are the same.
     Truncated { last: u64 },
-    /// It has other frames under numbers that were applied or answered; `last` is the last of those that are still the same.
+    /// It has other frames under numbers that were applied or answered.
     Rewritten { last: u64 },
 }
 
@@ -453,14 +465,13 @@ impl Change {
         if state.incarnation.split('+').next() != Some(incarnation) {
             return Ok(Some(Self::New));
         }
-        if last_sequence < sequence {
-            return Ok(Some(Self::Truncated { last: last_sequence }));
-        }
-        if (Position { sequence, mark: state.mark }).is_rewritten(stream).await? {
+        let is_truncated = last_sequence < sequence;
+        if is_truncated || (Position { sequence, mark: state.mark }).is_rewritten(stream).await? {
             // What was stored after our last frame is what took its place.
             let time = state.mark.and_then(|mark| mark.broker_time_ns).unwrap_or(0);
             let first = jetstream::first_after(stream, time).await?.unwrap_or(last_sequence + 1);
-            return Ok(Some(Self::Rewritten { last: first.saturating_sub(1).min(sequence) }));
+            let last = first.saturating_sub(1).min(sequence);
+            return Ok(Some(if is_truncated { Self::Truncated { last } } else { Self::Rewritten { last } }));
         }
         Ok(is_rewritten.then_some(Self::Rewritten { last: sequence }))
     }
@@ -555,6 +566,14 @@ fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'stati
     };
     std::thread::Builder::new().name(name.to_owned()).spawn(body)?;
     Ok(result)
+}
+
+/// The device thread ends by itself only where the stream turns out to be another.
+fn ended_by_itself(result: Result<Result<Finished, PipelineError>, oneshot::error::RecvError>) -> Result<Finished, DaemonError> {
+    match result {
+        Ok(Ok(finished)) if finished.is_rewritten => Ok(finished),
+        result => Err(ended("device thread", result.map(|result| result.map_err(DaemonError::from)))),
+    }
 }
 
 fn ended<T>(name: &'static str, result: Result<Result<T, DaemonError>, oneshot::error::RecvError>) -> DaemonError {

@@ -94,6 +94,11 @@ impl Broker {
         }
     }
 
+    /// Where the messages of a JetStream stream lie.
+    pub fn folder_of(&self, stream: &str) -> PathBuf {
+        self.store.path().join("jetstream/$G/streams").join(stream)
+    }
+
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
@@ -261,6 +266,21 @@ impl Predictions {
         let message = tokio::time::timeout(PATIENCE, self.0.next()).await.expect("a prediction comes").expect("the connection is open");
         let prediction = wire::decode_prediction(&message.payload).expect("it is a prediction");
         (message, prediction)
+    }
+}
+
+/// Replaces the folder `to` by a copy of the folder `from`.
+pub fn copy_folder(from: &Path, to: &Path) {
+    // It may not be there yet.
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to).expect("the temporary folder takes folders");
+    for entry in std::fs::read_dir(from).expect("the folder is there") {
+        let entry = entry.expect("the folder can be read");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("the folder can be read").is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).expect("the temporary folder takes files")),
+        }
     }
 }
 

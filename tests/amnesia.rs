@@ -1,0 +1,237 @@
+//! The broker forgets, or remembers something else: the daemon notices before it learns from a frame in a wrong place.
+//!
+//! Method: the stream's files are replaced by those of an earlier moment, as a restored backup or a power cut would, and other
+//! frames take the lost ones' numbers; messages are deleted; streams are made anew.
+
+mod harness;
+
+use async_nats::jetstream::{self, consumer};
+use futures_util::StreamExt;
+use harness::{Broker, Daemon, Home, Server, copy_folder, png, servers, until};
+use std::collections::BTreeMap;
+use tempfile::TempDir;
+use undrift::shell::store;
+
+const FRAMES: &str = "UNDRIFT_V1_FRAMES";
+const PREDICTIONS: &str = "UNDRIFT_V1_PREDICTIONS";
+const SETS: [&str; 1] = ["nats.mode=jetstream"];
+/// Frames that were answered before the broker forgets.
+const ANSWERED: u64 = 30;
+const KINDS: [&str; 3] = ["new_stream", "stream_truncated", "stream_rewritten"];
+
+/// A daemon's state and a broker's files after `ANSWERED` frames.
+struct Before {
+    dir: TempDir,
+    /// Last frame of the checkpoint.
+    applied: u64,
+}
+
+impl Before {
+    /// Keeps the files of the frames' stream after each frame.
+    async fn new(server: &Server) -> Self {
+        let dir = TempDir::new().expect("temporary folders can be made");
+        let (home, mut broker) = (Home::new(), Broker::start(server).await);
+        // It makes the streams.
+        Daemon::start(&home, &broker, &SETS).await.kill();
+        for frames in 0..=ANSWERED {
+            publish(&broker, frames.checked_sub(1)).await;
+            broker.kill();
+            copy_folder(&broker.folder_of(FRAMES), &dir.path().join(format!("frames-{frames}")));
+            broker.resume().await;
+        }
+        let mut daemon = Daemon::start(&home, &broker, &SETS).await;
+        until("the answers are stored", || async { (predictions(&broker).await.len() as u64 == ANSWERED).then_some(()) }).await;
+        daemon.kill();
+        broker.kill();
+        copy_folder(&broker.folder_of(PREDICTIONS), &dir.path().join("predictions"));
+        let state = home.path().join("state");
+        copy_folder(&state, &dir.path().join("state"));
+        let newest = store::list(&state).expect("a folder").remove(0).expect("a checkpoint");
+        Self { dir, applied: newest.header.scalars.sequence.0 }
+    }
+
+    /// A broker that remembers `frames` frames and, where `has_predictions`, their predictions, and a daemon's folder that
+    /// remembers all.
+    async fn restored(&self, server: &Server, frames: u64, has_predictions: bool) -> (Home, Broker) {
+        let (home, mut broker) = (Home::new(), Broker::start(server).await);
+        broker.kill();
+        copy_folder(&self.dir.path().join(format!("frames-{frames}")), &broker.folder_of(FRAMES));
+        if has_predictions {
+            copy_folder(&self.dir.path().join("predictions"), &broker.folder_of(PREDICTIONS));
+        }
+        copy_folder(&self.dir.path().join("state"), &home.path().join("state"));
+        broker.resume().await;
+        (home, broker)
+    }
+}
+
+async fn publish(broker: &Broker, indices: impl IntoIterator<Item = u64>) {
+    let context = jetstream::new(broker.client().await);
+    for index in indices {
+        let sent = context.publish("undrift.v1.frames.cam1", png(index as usize).into()).await.expect("the connection is open");
+        sent.await.expect("the frame is stored");
+    }
+}
+
+/// Sequence numbers of the frames whose predictions are stored, by identity of the stream.
+async fn stored(broker: &Broker) -> BTreeMap<String, Vec<u64>> {
+    let mut stored: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for id in predictions(broker).await {
+        let (prefix, sequence) = id.split_once(':').expect("an id has two parts");
+        stored.entry(prefix.to_owned()).or_default().push(sequence.parse().expect("a number"));
+    }
+    stored
+}
+
+/// Ids of the stored predictions, in their order.
+async fn predictions(broker: &Broker) -> Vec<String> {
+    let context = jetstream::new(broker.client().await);
+    let stream = context.get_stream(PREDICTIONS).await.expect("the daemon made the stream");
+    let count = usize::try_from(stream.cached_info().state.messages).expect("few");
+    let config = consumer::pull::Config { ack_policy: consumer::AckPolicy::None, ..Default::default() };
+    let consumer = stream.create_consumer(config).await.expect("the broker makes consumers");
+    let messages = consumer.fetch().max_messages(count.max(1)).messages().await.expect("the broker answers").take(count);
+    let id = |message: jetstream::Message| {
+        message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id")).expect("a prediction has an id").to_string()
+    };
+    messages.map(|message| id(message.expect("a message"))).collect().await
+}
+
+fn breaks(daemon: &Daemon) -> Vec<&'static str> {
+    let is_counted = |kind: &&&str| daemon.metric(&format!("undrift_stream_breaks_total{{kind=\"{kind}\"}}")) > 0.0;
+    KINDS.iter().filter(is_counted).copied().collect()
+}
+
+/// Starts the daemon on a broker that has `last` frames; gives the kinds of breaks and what is stored in the end.
+async fn go_on(home: &Home, broker: &Broker, last: u64) -> (Vec<&'static str>, BTreeMap<String, Vec<u64>>) {
+    let mut daemon = Daemon::start(home, broker, &SETS).await;
+    until("all frames are applied", || async { (daemon.status()["sequence"] == last).then_some(()) }).await;
+    assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 0.0);
+    let kinds = breaks(&daemon);
+    assert_eq!(daemon.stop().await, 0);
+    (kinds, stored(broker).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_took_the_numbers_of_others_are_a_break_and_never_learned_from_as_those() {
+    // Goal: whatever end of the stream was lost and grown again, no other frame is applied in the place of one that was answered.
+    // Method: each `kept` number of frames that the broker remembers; `new` other frames after them; with the stream of
+    // predictions as it was, or lost too.
+    for server in servers() {
+        let before = Before::new(&server).await;
+        let mut cases = 0;
+        for kept in (0..ANSWERED).step_by(5).chain([before.applied, before.applied - 1, ANSWERED - 1]) {
+            for (new, has_predictions) in [(1, true), (4, true), (40, true), (1, false), (40, false)] {
+                let (home, broker) = before.restored(&server, kept, has_predictions).await;
+                publish(&broker, (0..new).map(|i| 100 + i)).await;
+                let (kinds, stored) = go_on(&home, &broker, kept + new).await;
+                let case =
+                    format!("{kept} frames kept, {new} new, applied {}, answers known: {has_predictions}: {stored:?}", before.applied);
+                let expected: &[&str] = match () {
+                    () if kept + new < before.applied => &["stream_truncated"],
+                    () if kept < before.applied => &["stream_rewritten"],
+                    // What was lost was answered, but is in no state, and no answer is left to tell.
+                    () if !has_predictions => &[],
+                    () => &["stream_rewritten"],
+                };
+                assert_eq!(kinds, expected, "{case}");
+                let new_ones = stored.values().find(|sequences| sequences.last() == Some(&(kept + new)));
+                let new_ones = new_ones.unwrap_or_else(|| panic!("every new frame is answered: {case}"));
+                let contiguous: Vec<u64> = (new_ones[0]..=kept + new).collect();
+                assert!(*new_ones == contiguous && new_ones[0] <= kept + 1, "every new frame is answered once: {case}");
+                if has_predictions {
+                    let old: Vec<u64> = (1..=ANSWERED).collect();
+                    assert!(stored.values().any(|sequences| *sequences == old) && *new_ones != old, "old answers stand: {case}");
+                }
+                cases += 1;
+            }
+        }
+        println!("{cases} cases");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_made_anew_while_the_daemon_was_away_is_a_break() {
+    for server in servers() {
+        let before = Before::new(&server).await;
+        for new in [1, ANSWERED, ANSWERED + 10] {
+            let (home, broker) = before.restored(&server, ANSWERED, true).await;
+            let context = jetstream::new(broker.client().await);
+            let config = context.get_stream(FRAMES).await.expect("the stream is there").cached_info().config.clone();
+            context.delete_stream(FRAMES).await.expect("the stream can be deleted");
+            context.create_stream(config).await.expect("the stream can be made");
+            publish(&broker, 100..100 + new).await;
+            let (kinds, stored) = go_on(&home, &broker, new).await;
+            assert_eq!(kinds, ["new_stream"]);
+            assert!(stored.values().any(|sequences| *sequences == (1..=new).collect::<Vec<_>>()), "{stored:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_vanished_after_it_was_answered_is_a_break_and_one_that_was_not_is_a_gap() {
+    for server in servers() {
+        let before = Before::new(&server).await;
+        for vanished in [before.applied, before.applied + 1, ANSWERED - 1] {
+            let (home, broker) = before.restored(&server, ANSWERED, true).await;
+            let context = jetstream::new(broker.client().await);
+            let stream = context.get_stream(FRAMES).await.expect("the stream is there");
+            stream.delete_message(vanished).await.expect("messages can be deleted");
+            let (kinds, _) = go_on(&home, &broker, ANSWERED).await;
+            // Gone from the checkpoint's own end, it is one that retention may forget.
+            let expected: &[&str] = if vanished == before.applied { &[] } else { &["stream_rewritten"] };
+            assert_eq!(kinds, expected, "frame {vanished} of {ANSWERED}, applied {}", before.applied);
+        }
+        let (home, broker) = before.restored(&server, ANSWERED, true).await;
+        publish(&broker, 100..104).await;
+        let context = jetstream::new(broker.client().await);
+        let stream = context.get_stream(FRAMES).await.expect("the stream is there");
+        stream.delete_message(ANSWERED + 2).await.expect("messages can be deleted");
+        let daemon = Daemon::start(&home, &broker, &SETS).await;
+        until("all frames are applied", || async { (daemon.status()["sequence"] == ANSWERED + 4).then_some(()) }).await;
+        assert_eq!(breaks(&daemon), [""; 0]);
+        assert_eq!(daemon.metric("undrift_frames_missed_total"), 1.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_comes_back_with_an_older_store_under_a_running_daemon_is_a_break() {
+    for server in servers() {
+        let before = Before::new(&server).await;
+        for (kept, new) in [(3, 1), (before.applied - 1, 40), (ANSWERED - 1, 1), (ANSWERED - 1, 5)] {
+            let (home, mut broker) = before.restored(&server, ANSWERED, true).await;
+            let daemon = Daemon::start(&home, &broker, &SETS).await;
+            until("all frames are applied", || async { (daemon.status()["sequence"] == ANSWERED).then_some(()) }).await;
+            broker.kill();
+            copy_folder(&before.dir.path().join(format!("frames-{kept}")), &broker.folder_of(FRAMES));
+            broker.resume().await;
+            publish(&broker, (0..new).map(|i| 100 + i)).await;
+            until("a break is seen", || async { (!breaks(&daemon).is_empty()).then_some(()) }).await;
+            until("all frames are applied", || async { (daemon.status()["sequence"] == kept + new).then_some(()) }).await;
+            assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 0.0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_daemons_on_one_stream_one_is_refused_and_every_frame_is_answered_once() {
+    // Goal: two daemons with folders of their own never both store answers.
+    // Method: the second starts when the first is through with all frames; then frames come until one of them ends.
+    for server in servers() {
+        let (home, second_home, broker) = (Home::new(), Home::new(), Broker::start(&server).await);
+        let mut first = Daemon::start(&home, &broker, &SETS).await;
+        publish(&broker, 0..10).await;
+        until("frames are answered", || async { (predictions(&broker).await.len() == 10).then_some(()) }).await;
+        let mut second = Daemon::start(&second_home, &broker, &SETS).await;
+        let mut frames = 10;
+        while !first.has_ended() && !second.has_ended() {
+            assert!(frames < 200, "both go on");
+            publish(&broker, Some(frames)).await;
+            frames += 1;
+            until("the frame is answered", || async { (predictions(&broker).await.len() as u64 >= frames).then_some(()) }).await;
+        }
+        println!("one ended after {} frames", frames - 10);
+        let stored = stored(&broker).await;
+        assert_eq!(stored.into_values().collect::<Vec<_>>(), [(1..=frames).collect::<Vec<_>>()]);
+    }
+}
