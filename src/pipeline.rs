@@ -14,7 +14,7 @@ pub use messages::{Adapted, Decision, Effect, Event, Job, Outcome, PipelineError
 use crate::bundle::Bundle;
 use crate::diffusion::{Timestep, stretch};
 use crate::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
-use crate::learner::objective::{argmax, entropy, posterior, softmax};
+use crate::learner::objective::{argmax, entropy, mean_logits, posterior, softmax};
 use crate::learner::{AdaptConfig, AnswerBy, AnswerTime, FrozenClassifier, Judge, source_state};
 use crate::model::{ClassifierConfig, ParameterError, Tensors, parameters};
 use crate::monitor::{self, Monitor};
@@ -287,7 +287,7 @@ impl Pipeline {
         let elements = frame.image.pixels().len();
         let mut views = vec![0f32; elements];
         frame.image.write_planes(&mut views);
-        if self.config.stretch.enabled {
+        if self.config.stretched_view {
             views.extend_from_within(..);
             stretch(&mut views[elements..]);
         }
@@ -302,14 +302,13 @@ impl Pipeline {
 
     fn answer(&mut self, taken: &Taken, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         let Taken { frame, studied, .. } = taken;
-        let mixture = self.current.serving.mixture;
         let logits = match self.is_source_serving {
-            true => mixture.logits(&studied.source_logits),
-            false => mixture.logits(&self.serving.logits(&studied.views)?),
+            true => mean_logits(&studied.source_logits),
+            false => mean_logits(&self.serving.logits(&studied.views)?),
         };
         let probabilities = match (&studied.verdict, &self.judge) {
             (Some(verdict), Some(judge)) => {
-                let scale = self.config.answer_weight(mixture.is_judge_heard) * judge.likelihood_scale();
+                let scale = self.config.answer_weight(self.current.serving.is_judge_heard) * judge.likelihood_scale();
                 posterior(&logits, &verdict.terms.errors(), 1.0, scale)
             }
             _ => softmax(&logits),
@@ -580,7 +579,7 @@ pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String, b
 fn receive(state: &mut DurableState, adapted: &Adapted) {
     let learner = &adapted.learner;
     let latest = state.pending.last().unwrap_or(&state.serving);
-    if (learner.version, learner.policy.mixture) != (latest.version, latest.mixture) {
+    if (learner.version, learner.policy.is_judge_heard) != (latest.version, latest.is_judge_heard) {
         state.pending.push(Served { window: Some(adapted.index), ..Served::now(learner) });
     }
     state.learner = learner.clone();

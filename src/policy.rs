@@ -9,9 +9,6 @@
 //! An answer, and what is learned, is the posterior of classifier and judge, which is better than either unless one is much worse:
 //! so the judge is heard down to a margin below the source.
 //!
-//! The classifier answers to two views of a frame, as it was taken and stretched to full range, whose logits are mixed. With which
-//! view's answers the draws agree more decides the shares.
-//!
 //! Draws may also agree on nonsense. Then they agree with each other and with neither view; and their answers gather on few classes,
 //! as those of any model do that fails on all frames alike. A stream may truly show few classes, but then it shows them to both
 //! models: so the judge must name about as many classes as the source does.
@@ -21,9 +18,9 @@
 //! one.
 
 use crate::bundle::Statistics;
-use crate::learner::objective::{argmax, entropy, posterior};
-use crate::learner::{AdaptConfig, AnswerBy, StretchConfig, Verdict};
-use crate::state::{Mixture, PolicyState};
+use crate::learner::objective::{argmax, entropy, mean_logits, posterior};
+use crate::learner::{AdaptConfig, AnswerBy, Verdict};
+use crate::state::PolicyState;
 
 /// What is known of a window; rows are frames.
 pub struct Evidence<'a> {
@@ -80,11 +77,9 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     };
     let source_views = of_views("source_agreement", evidence.source_logits);
     let adapted_views = of_views("adapted_agreement", evidence.logits);
-    state.mixture.stretched_share = stretched_share(&adapted_views, &config.stretch);
-    let mixture = state.mixture;
-    let mut mixed = |name: &str, logits: &[Vec<Vec<f64>>]| update(state, name, agreement(&|n| argmax(&mixture.logits(&logits[n]))), pace);
-    let source = mixed("source_agreement", evidence.source_logits);
-    let adapted = mixed("adapted_agreement", evidence.logits);
+    let mut of_mean = |name: &str, logits: &[Vec<Vec<f64>>]| update(state, name, agreement(&|n| argmax(&mean_logits(&logits[n]))), pace);
+    let source = of_mean("source_agreement", evidence.source_logits);
+    let adapted = of_mean("adapted_agreement", evidence.logits);
     let classes = evidence.source_logits.first().map_or(1, |views| views[0].len());
     let mut diversity = |name: &str, share: &dyn Fn(usize, usize) -> f64| {
         let shares: Vec<f64> = (0..classes).map(|k| update(state, &format!("{name} class {k}"), mean(&|n| share(n, k)), pace)).collect();
@@ -95,17 +90,17 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     let judge_accuracy = statistics.judge_accuracy * (draws / statistics.draw_agreement).sqrt();
     let best = |views: &[f64]| views.iter().copied().fold(0.0, f64::max);
     let source_accuracy = (best(&source_views) / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
-    let confidence = mean(&|n| confidence(evidence, config, statistics, mixture, n));
+    let confidence = mean(&|n| confidence(evidence, config, statistics, state.is_judge_heard, n));
     let estimated_accuracy = update(state, "estimated_accuracy", confidence, pace);
     let is_diverse = judge_diversity >= source_diversity - config.gate.diversity_slack;
     let is_consistent = best(&source_views).max(best(&adapted_views)) >= config.gate.consistency * draws;
-    state.mixture.is_judge_heard = is_diverse && is_consistent && judge_accuracy >= source_accuracy + config.gate.margin;
+    state.is_judge_heard = is_diverse && is_consistent && judge_accuracy >= source_accuracy + config.gate.margin;
     let decision = if adapted < source - config.gate.tolerance {
         Decision::Retreat
-    } else if !state.mixture.is_judge_heard {
+    } else if !state.is_judge_heard {
         Decision::Abstain
     } else {
-        Decision::Learn((0..frames).map(|n| lesson(evidence, config, mixture, n)).collect())
+        Decision::Learn((0..frames).map(|n| lesson(evidence, config, n)).collect())
     };
     Ruling {
         decision,
@@ -115,36 +110,26 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     }
 }
 
-/// Steps of the stretched view's share: fewer than bits, so that it comes to rest.
-const SHARE_STEPS: f64 = 64.0;
-
-/// How far the stretched view counts, by how far the draws agree with the source's answers to each view; 0 where there is none.
-fn stretched_share(agreements: &[f64], config: &StretchConfig) -> f64 {
-    let [taken, stretched] = agreements else { return 0.0 };
-    let log_odds = config.sharpness * (stretched - taken - config.threshold);
-    (SHARE_STEPS / (1.0 + (-log_odds).exp())).round() / SHARE_STEPS
-}
-
-fn lesson(evidence: &Evidence, config: &AdaptConfig, mixture: Mixture, n: usize) -> Lesson {
+fn lesson(evidence: &Evidence, config: &AdaptConfig, n: usize) -> Lesson {
     let verdict = &evidence.verdicts[n];
     let scale = config.judge_weight * evidence.likelihood_scale;
-    let target = posterior(&mixture.logits(&evidence.logits[n]), &verdict.terms.errors(), config.prior_weight, scale);
+    let target = posterior(&mean_logits(&evidence.logits[n]), &verdict.terms.errors(), config.prior_weight, scale);
     let is_confident = target[argmax(&target)] >= config.gate.confidence_min;
     Lesson { target, weight: if is_confident { 1.0 } else { 0.0 } }
 }
 
 /// The probability that frame `n` is answered rightly. The source's logits speak here: those of the classifier that has
 /// learned from the diffusion model would count its word twice.
-fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, mixture: Mixture, n: usize) -> f64 {
+fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, is_judge_heard: bool, n: usize) -> f64 {
     let errors = evidence.verdicts[n].terms.errors();
     let posterior = |logits: &[f64], prior, weight: f64| posterior(logits, &errors, prior, weight * evidence.likelihood_scale);
-    let logits = mixture.logits(&evidence.logits[n]);
+    let logits = mean_logits(&evidence.logits[n]);
     let answer = match config.answer_by {
         AnswerBy::Classifier => argmax(&logits),
-        AnswerBy::Posterior => argmax(&posterior(&logits, 1.0, config.answer_weight(mixture.is_judge_heard))),
+        AnswerBy::Posterior => argmax(&posterior(&logits, 1.0, config.answer_weight(is_judge_heard))),
     };
     let calibration = statistics.calibration;
-    posterior(&mixture.logits(&evidence.source_logits[n]), calibration.prior_weight, calibration.judge_weight)[answer]
+    posterior(&mean_logits(&evidence.source_logits[n]), calibration.prior_weight, calibration.judge_weight)[answer]
 }
 
 /// Moves the average `name` towards `value`, by the share `pace` of the way; the first value starts it.
@@ -188,7 +173,6 @@ mod tests {
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
         let evidence = Evidence { logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
         let mut config = tiny::config();
-        config.stretch.threshold = 0.1;
         config.gate = crate::learner::GateConfig { margin: 0.05, diversity_slack: 0.05, tolerance: 0.02, consistency: 0.3, ..config.gate };
         let calibration = crate::bundle::Calibration { prior_weight: 1.0, judge_weight: 2.0 };
         let statistics = Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, calibration, ..Statistics::default() };
@@ -202,8 +186,8 @@ mod tests {
 
     #[test]
     fn the_judge_is_heard_where_it_is_found_better_or_nearly_as_good() {
-        assert!(ruled(&[0; 6], &[0, 1, 2, 0, 1, 2], &[0; 6]).1.mixture.is_judge_heard);
-        assert!(!ruled(&[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2]).1.mixture.is_judge_heard);
+        assert!(ruled(&[0; 6], &[0, 1, 2, 0, 1, 2], &[0; 6]).1.is_judge_heard);
+        assert!(!ruled(&[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2]).1.is_judge_heard);
     }
 
     #[test]
@@ -234,14 +218,12 @@ mod tests {
     }
 
     #[test]
-    fn the_view_that_the_judge_agrees_with_speaks() {
-        // Nobody sees anything in the frames as they were taken, and the judge what the stretched ones show.
+    fn a_view_that_the_judge_agrees_with_vouches_for_it_where_the_other_shows_nothing() {
+        // Nobody sees anything in the frames as they were taken, and the source what the stretched ones show, as the judge does.
         let (named, nothing) = ([0, 1, 2, 0, 1, 2], [0; 6]);
-        let share = |source: &[&[usize]]| ruled_on_views(source, &named, source).1.mixture.stretched_share;
-        assert!(share(&[&nothing, &named]) > 0.99);
-        assert!(share(&[&named, &nothing]) < 0.01);
-        assert!((0.01..0.1).contains(&share(&[&named, &named])), "below the threshold");
-        assert_eq!(share(&[&named]), 0.0, "there is one view only");
+        let is_believed = |source: &[&[usize]]| ruled_on_views(source, &named, source).0.decision != Decision::Abstain;
+        assert!(is_believed(&[&nothing]), "the judge knows better");
+        assert!(!is_believed(&[&nothing, &named]), "there is a view that shows as much");
     }
 
     #[test]

@@ -18,44 +18,14 @@ pub struct Served {
     /// Index of the window that they came out of; the source weights have none.
     pub window: Option<u64>,
     pub weights: Tensors,
-    /// Of what speaks in the answers that they give.
-    pub mixture: Mixture,
-}
-
-/// How far each of those that speak counts in an answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Mixture {
-    /// Whether the diffusion model counts in full.
+    /// Whether the diffusion model counts in full in the answers that they give.
     pub is_judge_heard: bool,
-    /// Share of the stretched view in the classifier's logits, 0..=1; the rest is that of the frame as it was taken.
-    pub stretched_share: f64,
-}
-
-impl Mixture {
-    /// Of each of a frame's `views`, in their order; they sum to 1.
-    pub fn shares(self, views: usize) -> impl Iterator<Item = f64> {
-        let stretched = if views > 1 { self.stretched_share } else { 0.0 };
-        [1.0 - stretched, stretched].into_iter().take(views)
-    }
-
-    /// The classifier's logits (K), of those of a frame's views: as it was taken and, where it is there, stretched.
-    ///
-    /// # Panics
-    /// Without a view.
-    pub fn logits(self, views: &[Vec<f64>]) -> Vec<f64> {
-        let mut mixed = vec![0.0; views[0].len()];
-        for (view, share) in views.iter().zip(self.shares(views.len())) {
-            mixed.iter_mut().zip(view).for_each(|(sum, logit)| *sum += share * logit);
-        }
-        mixed
-    }
 }
 
 impl Served {
     /// The learner's weights, from the next frame on.
     pub fn now(learner: &LearnerState) -> Self {
-        Self { version: learner.version, window: None, weights: learner.weights.clone(), mixture: learner.policy.mixture }
+        Self { version: learner.version, window: None, weights: learner.weights.clone(), is_judge_heard: learner.policy.is_judge_heard }
     }
 }
 
@@ -75,7 +45,7 @@ pub struct PolicyState {
     /// Label-free, by name.
     pub averages: BTreeMap<String, f64>,
     /// As of the last window.
-    pub mixture: Mixture,
+    pub is_judge_heard: bool,
 }
 
 /// What operators have set.
@@ -141,7 +111,7 @@ pub struct Scalars {
     serving: (WeightsVersion, Option<u64>),
     pending: Vec<(WeightsVersion, Option<u64>)>,
     /// Of the serving weights, then of the pending.
-    mixtures: Vec<Mixture>,
+    is_judge_heard: Vec<bool>,
     pub learner_version: WeightsVersion,
     optimizer_steps: u64,
     policy: PolicyState,
@@ -170,7 +140,7 @@ impl DurableState {
             control: self.control,
             serving: (self.serving.version, self.serving.window),
             pending: self.pending.iter().map(|served| (served.version, served.window)).collect(),
-            mixtures: [&self.serving].into_iter().chain(&self.pending).map(|served| served.mixture).collect(),
+            is_judge_heard: [&self.serving].into_iter().chain(&self.pending).map(|served| served.is_judge_heard).collect(),
             learner_version: self.learner.version,
             optimizer_steps: self.learner.optimizer.steps,
             policy: self.learner.policy.clone(),
@@ -201,11 +171,11 @@ impl DurableState {
             part if part.is_empty() => Err(StateError::Missing { prefix: prefix.to_owned() }),
             part => Ok(part),
         };
-        let mixture = |prefix: &str, position: usize| {
-            scalars.mixtures.get(position).copied().ok_or_else(|| StateError::Missing { prefix: prefix.to_owned() })
+        let is_judge_heard = |prefix: &str, position: usize| {
+            scalars.is_judge_heard.get(position).copied().ok_or_else(|| StateError::Missing { prefix: prefix.to_owned() })
         };
         let served = |prefix: &str, position, (version, window)| {
-            Ok::<_, StateError>(Served { version, window, weights: weights(prefix)?, mixture: mixture(prefix, position)? })
+            Ok::<_, StateError>(Served { version, window, weights: weights(prefix)?, is_judge_heard: is_judge_heard(prefix, position)? })
         };
         let pending = scalars.pending.iter().enumerate().map(|(i, &key)| served(&format!("pending.{i}"), i + 1, key));
         Ok(Self {

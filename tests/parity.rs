@@ -12,7 +12,7 @@ use undrift::frame::WeightsVersion;
 use undrift::learner::objective::{posterior, score};
 use undrift::learner::{
     AdaptConfig, Adapter, AnswerBy, AnswerTime, Classifier, ConditionConfig, FrozenClassifier, GateConfig, Judge, ObjectiveKind,
-    OptimizerConfig, StretchConfig, TrainablePart, Verdict, condition, source_state,
+    OptimizerConfig, TrainablePart, Verdict, condition, source_state,
 };
 use undrift::model::{
     ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, ParameterError, Parameters, Tensors, TrunkConfig, VitConfig,
@@ -228,7 +228,7 @@ fn config((_, optimizer, learning_rate): (&str, OptimizerConfig, f32), steps: u3
         anchor_pull_retreat: 0.0,
         distance_max: f64::INFINITY,
         norm_pace: 0.0,
-        stretch: StretchConfig { enabled: false, threshold: 0.0, sharpness: 0.0 },
+        stretched_view: false,
         optimizer,
         gate: GateConfig { memory_frames: 1.0, margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, confidence_min: 0.0, consistency: 0.0 },
         condition: ConditionConfig { steps_per_window: steps, draws_per_step: DRAWS / 2, accumulation_steps: 2, same_noise: false },

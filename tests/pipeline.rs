@@ -225,10 +225,10 @@ fn the_judge_counts_in_full_once_the_weights_serve_that_it_was_found_better_with
 fn off_holds_how_far_the_judge_is_heard() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..24, false, AtOnce);
-    assert!(run.pipeline.state().serving.mixture.is_judge_heard);
+    assert!(run.pipeline.state().serving.is_judge_heard);
     run.decide(Decision::Adapt { enabled: false });
     run.feed(24..48, false, AtOnce);
-    assert!(run.pipeline.state().serving.mixture.is_judge_heard && run.predictions[47].judged);
+    assert!(run.pipeline.state().serving.is_judge_heard && run.predictions[47].judged);
 }
 
 #[test]

@@ -62,7 +62,7 @@ anchor_pull_shut = 0.01
 anchor_pull_retreat = 0.5
 distance_max = 0.5
 norm_pace = 0.1
-stretch = { enabled = true, threshold = 0.05, sharpness = 30.0 }
+stretched_view = true
 optimizer = { kind = "sgd", momentum = 0.9 }
 gate = { memory_frames = 256.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5, consistency = 0.5 }
 condition = { steps_per_window = 5, draws_per_step = 6, accumulation_steps = 30, same_noise = false }

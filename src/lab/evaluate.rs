@@ -120,7 +120,7 @@ impl Session {
 
     /// Of each frame.
     fn views(&self) -> f64 {
-        if self.config.stretch.enabled { 2.0 } else { 1.0 }
+        if self.config.stretched_view { 2.0 } else { 1.0 }
     }
 
     /// The source looks at each view; the weights that answer do too, unless they are the source's.

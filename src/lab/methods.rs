@@ -12,8 +12,7 @@ use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame};
 use crate::learner::objective::argmax;
 use crate::learner::{
-    AdaptConfig, AdaptError, AnswerBy, AnswerTime, ConditionConfig, FrozenClassifier, ObjectiveKind, OptimizerConfig, StretchConfig,
-    TrainablePart,
+    AdaptConfig, AdaptError, AnswerBy, AnswerTime, ConditionConfig, FrozenClassifier, ObjectiveKind, OptimizerConfig, TrainablePart,
 };
 use crate::model::ClassifierConfig;
 use crate::prediction::Prediction;
@@ -310,7 +309,7 @@ pub fn published(config: &AdaptConfig) -> AdaptConfig {
         anchor_pull_shut: 0.0,
         distance_max: f64::MAX,
         norm_pace: 0.0,
-        stretch: StretchConfig { enabled: false, ..config.stretch },
+        stretched_view: false,
         optimizer: OptimizerConfig::Sgd { momentum: 0.9 },
         condition: ConditionConfig { steps_per_window: 5, draws_per_step: 20, accumulation_steps: 9, same_noise: false },
         ..config.clone()

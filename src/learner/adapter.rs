@@ -7,7 +7,7 @@ use super::classifier::{Classifier, Forward};
 use super::condition;
 use super::config::{AdaptConfig, ObjectiveKind};
 use super::judge::{Judge, Verdict};
-use super::objective::{LossAndGradient, cross_entropy, score};
+use super::objective::{LossAndGradient, cross_entropy, mean_logits, score};
 use super::optimizer::{Gradients, Optimizer, OptimizerState, StepError, StepReport};
 use crate::bundle::{Bundle, Statistics};
 use crate::diffusion::Timestep;
@@ -131,13 +131,14 @@ impl Adapter {
         self.step(&gradients, report)
     }
 
-    /// Moves the statistics of batch norm towards those of the window, of each view by its share.
+    /// Moves the statistics of batch norm towards those of the window, one view after the other.
     fn follow(&mut self, frames: &[WindowFrame]) -> Result<(), AdaptError> {
         if !self.follows_norms() {
             return Ok(());
         }
-        for (view, share) in self.policy.mixture.shares(views(frames)).enumerate() {
-            self.classifier.absorb(&planes(frames, view), self.config.norm_pace * share as f32)?;
+        let views = views(frames);
+        for view in 0..views {
+            self.classifier.absorb(&planes(frames, view), self.config.norm_pace / views as f32)?;
         }
         self.version = WeightsVersion(self.version.0 + 1);
         Ok(())
@@ -187,14 +188,14 @@ impl Adapter {
         let scale = self.config.judge_weight * self.judge.likelihood_scale();
         let (mut total, mut rows) = (0.0, Vec::new());
         for ((views, verdict), lesson) in logits.iter().zip(verdicts).zip(lessons) {
-            let mixed = self.policy.mixture.logits(views);
+            let mixed = mean_logits(views);
             let LossAndGradient { loss, logit_gradient } = match self.config.objective {
                 ObjectiveKind::Score => score(&mixed, &verdict.terms, scale),
                 ObjectiveKind::Posterior | ObjectiveKind::Condition => cross_entropy(&mixed, &lesson.target),
             };
             total += lesson.weight * loss / count;
-            let row = |share: f64| logit_gradient.iter().map(|g| share * lesson.weight * g / count).collect::<Vec<f64>>();
-            rows.extend(self.policy.mixture.shares(views.len()).map(row));
+            let row: Vec<f64> = logit_gradient.iter().map(|g| lesson.weight * g / count / views.len() as f64).collect();
+            rows.extend(std::iter::repeat_n(row, views.len()));
         }
         (total, rows)
     }

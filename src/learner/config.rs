@@ -78,18 +78,6 @@ pub struct GateConfig {
     pub consistency: f64,
 }
 
-/// The second view of a frame: its intensities stretched to full range, as the diffusion model sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StretchConfig {
-    pub enabled: bool,
-    /// By how much more of the draws the answer to it must share than that to the frame as it was taken, so that both count the same,
-    /// -1..=1.
-    pub threshold: f64,
-    /// How sharply it gains weight above that: its log-odds for a difference of 1.
-    pub sharpness: f64,
-}
-
 /// Diffusion-TTA's own numbers; used by the `condition` objective alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,7 +127,9 @@ pub struct AdaptConfig {
     pub distance_max: f64,
     /// Share of the way to a window's own statistics that those of batch norm take with each window.
     pub norm_pace: f32,
-    pub stretch: StretchConfig,
+    /// Whether the classifier looks at each frame a second time, with its intensities stretched to full range, as the diffusion
+    /// model sees it. The mean of the logits counts.
+    pub stretched_view: bool,
     pub optimizer: OptimizerConfig,
     pub gate: GateConfig,
     pub condition: ConditionConfig,
@@ -191,12 +181,10 @@ impl AdaptConfig {
             ("anchor_pull_retreat", self.anchor_pull_retreat.to_string(), unit.contains(&self.anchor_pull_retreat), "0 to 1"),
             ("distance_max", self.distance_max.to_string(), self.distance_max > 0.0, "above 0"),
             ("norm_pace", self.norm_pace.to_string(), (0.0..=1.0).contains(&self.norm_pace), "0 to 1"),
-            ("stretch.threshold", self.stretch.threshold.to_string(), (-1.0..=1.0).contains(&self.stretch.threshold), "-1 to 1"),
-            ("stretch.sharpness", self.stretch.sharpness.to_string(), (0.0..=1e6).contains(&self.stretch.sharpness), "0 to 1e6"),
             (
-                "stretch.enabled",
-                self.stretch.enabled.to_string(),
-                !(self.stretch.enabled && self.objective == ObjectiveKind::Condition),
+                "stretched_view",
+                self.stretched_view.to_string(),
+                !(self.stretched_view && self.objective == ObjectiveKind::Condition),
                 "false with objective = \"condition\", which learns from the frame as it was taken",
             ),
             ("gate.consistency", self.gate.consistency.to_string(), unit.contains(&self.gate.consistency), "0 to 1"),

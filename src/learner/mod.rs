@@ -11,9 +11,7 @@ mod optimizer;
 
 pub use adapter::{AdaptError, Adapter, source_state};
 pub use classifier::{Classifier, Description, Forward};
-pub use config::{
-    AdaptConfig, AdaptRangeError, AnswerBy, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, StretchConfig, TrainablePart,
-};
+pub use config::{AdaptConfig, AdaptRangeError, AnswerBy, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, TrainablePart};
 pub use frozen::FrozenClassifier;
 pub use judge::{Judge, Verdict};
 pub use optimizer::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport, accumulate, collect};

@@ -23,6 +23,14 @@ pub fn argmax(values: &[f64]) -> usize {
     values.iter().enumerate().fold(0, |best, (i, value)| if value.total_cmp(&values[best]).is_gt() { i } else { best })
 }
 
+/// Mean of the logits (K) of a frame's views.
+///
+/// # Panics
+/// Without a view.
+pub fn mean_logits(views: &[Vec<f64>]) -> Vec<f64> {
+    (0..views[0].len()).map(|k| views.iter().map(|logits| logits[k]).sum::<f64>() / views.len() as f64).collect()
+}
+
 /// Mean of the terms of several draws.
 ///
 /// # Panics

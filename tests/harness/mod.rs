@@ -373,7 +373,7 @@ anchor_pull_shut = 0.0
 anchor_pull_retreat = 0.5
 distance_max = 1000.0
 norm_pace = 0.1
-stretch = { enabled = true, threshold = 0.0, sharpness = 30.0 }
+stretched_view = true
 [adapt.optimizer]
 kind = "sgd"
 momentum = 0.9

@@ -7,16 +7,15 @@ use undrift::frame::{FrameSeq, WeightsVersion};
 use undrift::learner::OptimizerState;
 use undrift::model::Tensors;
 use undrift::noise::NoiseKey;
-use undrift::state::{Control, DurableState, FrameMark, LearnerState, Mixture, MonitorState, PolicyState, Served};
+use undrift::state::{Control, DurableState, FrameMark, LearnerState, MonitorState, PolicyState, Served};
 
 /// A state after `frames` frames with one pending window and weights of `rows` x 8 and 3; equal arguments give equal bits.
 pub fn state(frames: u64, rows: usize) -> DurableState {
-    let mixture = |is_judge_heard| Mixture { is_judge_heard, stretched_share: 0.25 };
     let served = |version| Served {
         version: WeightsVersion(version),
         window: version.checked_sub(1),
         weights: weights(frames + version, rows),
-        mixture: mixture(version == 1),
+        is_judge_heard: version == 1,
     };
     let moments = |seed: u64| BTreeMap::from([("head.weight".to_owned(), normal(seed, 8 * rows))]);
     let average = |name: &str, value: f64| BTreeMap::from([(name.to_owned(), value)]);
@@ -34,7 +33,7 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
             version: WeightsVersion(2),
             weights: weights(frames + 2, rows),
             optimizer: OptimizerState { steps: frames / 16, first_moments: moments(frames + 3), second_moments: moments(frames + 4) },
-            policy: PolicyState { averages: average("reliability", 0.1 + 0.2), mixture: mixture(true) },
+            policy: PolicyState { averages: average("reliability", 0.1 + 0.2), is_judge_heard: true },
         },
         monitor: MonitorState { averages: average("entropy", -0.0), hits: [(true, false), (false, false)].into() },
     }

@@ -3,9 +3,7 @@
 use candle_core::Tensor;
 use undrift::bundle::{Bundle, Calibration, Moments, Statistics};
 use undrift::frame::Image;
-use undrift::learner::{
-    AdaptConfig, AnswerBy, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, OptimizerConfig, StretchConfig, TrainablePart,
-};
+use undrift::learner::{AdaptConfig, AnswerBy, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
 use undrift::model::{ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, Tensors, TrunkConfig, Vit, VitConfig};
 use undrift::noise::NoiseKey;
 
@@ -68,7 +66,7 @@ pub fn config() -> AdaptConfig {
         anchor_pull_retreat: 0.5,
         distance_max: 10.0,
         norm_pace: 0.1,
-        stretch: StretchConfig { enabled: true, threshold: 0.0, sharpness: 30.0 },
+        stretched_view: true,
         optimizer: OptimizerConfig::ADAM_W,
         gate: GateConfig { memory_frames: 16.0, margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, confidence_min: 0.0, consistency: 0.0 },
         condition: ConditionConfig { steps_per_window: 2, draws_per_step: 3, accumulation_steps: 2, same_noise: false },
