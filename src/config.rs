@@ -16,7 +16,7 @@ use crate::noise::NoiseSecret;
 use async_nats::ServerAddr;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -259,7 +259,14 @@ pub struct NatsConfig {
     pub mode: NatsMode,
     /// Name of the client, and of what it makes on the broker.
     pub name: String,
+    /// Who we are: a file of a JWT and its seed, or of an nkey's seed.
     pub credentials_file: Option<PathBuf>,
+    pub nkey_file: Option<PathBuf>,
+    /// Certificates (PEM) that the broker's must be signed by one of; with it, nothing goes in the clear.
+    pub ca_file: Option<PathBuf>,
+    /// Whether frames and answers may go over a network in the clear.
+    #[serde(default)]
+    pub allow_plaintext: bool,
     pub queue_frames_max: usize,
     pub queue_bytes_max: usize,
     #[serde(rename = "reconnect_delay_max_ms", deserialize_with = "milliseconds")]
@@ -278,10 +285,22 @@ impl NatsConfig {
         // A queue that cannot hold one frame of the largest legal size would drop it whatever else happens.
         settings.check_range("nats.queue_bytes_max", self.queue_bytes_max, limits.payload_bytes_max..=1 << 36)?;
         settings.check_range("nats.reconnect_delay_max_ms", self.reconnect_delay_max.as_millis(), 10..=600_000)?;
-        let key = "nats.credentials_file";
-        let credentials_file = self.credentials_file.map(|path| settings.resolve_file(key, &path)).transpose()?;
-        Ok(Self { credentials_file, ..self })
+        let in_the_clear = self.urls.iter().find(|url| !url.tls_required() && !is_loopback(url.host()));
+        if let Some(url) = in_the_clear.filter(|_| self.ca_file.is_none() && !self.allow_plaintext) {
+            let advice = "would carry frames and answers in the clear: write tls://, or set nats.ca_file, or nats.allow_plaintext = true";
+            return Err(settings.invalid("nats.urls", format_args!("{}: {advice}", url.host())));
+        }
+        let file = |key, path: Option<PathBuf>| path.map(|path| settings.resolve_file(key, &path)).transpose();
+        let credentials_file = file("nats.credentials_file", self.credentials_file)?;
+        let nkey_file = file("nats.nkey_file", self.nkey_file)?;
+        let ca_file = file("nats.ca_file", self.ca_file)?;
+        Ok(Self { credentials_file, nkey_file, ca_file, ..self })
     }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    is_address || host == "localhost"
 }
 
 /// Whether `text` can stand between two dots of a subject, without wildcards or the broker's own `$`.

@@ -35,6 +35,8 @@
 //!
 //! Shape letters, everywhere: N images or draws, V views of a frame, K classes, C channels, H W, T tokens, D hidden, P values of a patch.
 
+#![deny(unsafe_code)]
+
 pub mod bundle;
 pub mod checkpoint;
 pub mod cli;
@@ -42,6 +44,7 @@ pub mod config;
 pub mod decode;
 pub mod diffusion;
 pub mod frame;
+#[allow(unsafe_code, reason = "calls into gemm, the allocator and CUDA; each block says why it is sound")]
 pub mod kernels;
 pub mod lab;
 pub mod learner;

@@ -1,5 +1,7 @@
 //! Arguments, one command, an exit code.
 
+#![forbid(unsafe_code)]
+
 use clap::{CommandFactory, Parser, Subcommand};
 use std::error::Error;
 use std::process::ExitCode;

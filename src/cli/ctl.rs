@@ -1,5 +1,6 @@
 //! `undrift ctl`: asks a running daemon, over NATS or, for its status alone, over HTTP.
 
+use crate::shell::nats::{Identity, NatsError};
 use crate::wire::{PrefixError, Subjects};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::{Read, Write};
@@ -21,6 +22,11 @@ pub struct Ctl {
     /// First tokens of the daemon's subjects
     #[arg(long, default_value = "undrift.v1")]
     prefix: String,
+    #[command(flatten)]
+    identity: Identity,
+    /// First part of the subjects that replies come to: what the broker lets this user hear
+    #[arg(long, default_value = "_INBOX", global = true)]
+    inbox_prefix: String,
     /// Print the reply as JSON
     #[arg(long, global = true)]
     json: bool,
@@ -70,6 +76,8 @@ impl Verb {
 enum CtlError {
     #[error("{url}: {source}")]
     Connect { url: String, source: async_nats::ConnectError },
+    #[error(transparent)]
+    Nats(#[from] NatsError),
     #[error("no daemon answered on {subject}: {source}")]
     Request { subject: String, source: async_nats::RequestError },
     #[error("{url}: {source}")]
@@ -106,11 +114,13 @@ fn ask(command: &Ctl) -> Result<serde_json::Value, CtlError> {
     let subjects = Subjects::new(&command.prefix)?;
     let (verb, payload) = command.verb.message();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CtlError::Runtime)?;
-    runtime.block_on(request(&command.url, subjects.control(verb), payload))
+    runtime.block_on(request(command, subjects.control(verb), payload))
 }
 
-async fn request(url: &str, subject: String, payload: String) -> Result<serde_json::Value, CtlError> {
-    let client = async_nats::connect(url).await.map_err(|source| CtlError::Connect { url: url.to_owned(), source })?;
+async fn request(command: &Ctl, subject: String, payload: String) -> Result<serde_json::Value, CtlError> {
+    let options = async_nats::ConnectOptions::new().custom_inbox_prefix(command.inbox_prefix.clone());
+    let connected = command.identity.apply(options).await?.connect(&command.url).await;
+    let client = connected.map_err(|source| CtlError::Connect { url: command.url.clone(), source })?;
     let request = async_nats::Request::new().payload(payload.into()).timeout(Some(PATIENCE));
     let reply = client.send_request(subject.clone(), request).await.map_err(|source| CtlError::Request { subject, source })?;
     Ok(serde_json::from_slice(&reply.payload)?)

@@ -1,6 +1,7 @@
 //! `undrift publish`: plays labelled frames to the daemon, as a camera would.
 
 use super::source::{LabelledPayload, SourceArguments};
+use crate::shell::nats::Identity;
 use crate::wire::{self, PrefixError, Subjects};
 use async_nats::HeaderMap;
 use clap::Args;
@@ -17,6 +18,8 @@ const EX_UNAVAILABLE: u8 = 69;
 pub struct Publish {
     #[arg(long, default_value = "nats://127.0.0.1:4222")]
     url: String,
+    #[command(flatten)]
+    identity: Identity,
     /// First tokens of the daemon's subjects
     #[arg(long, default_value = "undrift.v1")]
     prefix: String,
@@ -75,7 +78,8 @@ async fn publish(command: &Publish) -> Result<(), PublishError> {
     }
     let subjects = Subjects::new(&command.prefix)?;
     let frames = command.source.load().map_err(PublishError::Source)?;
-    let client = async_nats::connect(&command.url).await.map_err(PublishError::nats)?;
+    let options = command.identity.apply(async_nats::ConnectOptions::new()).await.map_err(PublishError::nats)?;
+    let client = options.connect(&command.url).await.map_err(PublishError::nats)?;
     let jetstream = command.jetstream.then(|| async_nats::jetstream::new(client.clone()));
     let progress = ProgressBar::new(frames.len() as u64);
     let mut ticks = tokio::time::interval(interval);

@@ -16,6 +16,7 @@ use async_nats::jetstream;
 use async_nats::service::{Request, Service, ServiceExt, endpoint::Endpoint};
 use async_nats::{Client, ConnectOptions, Event, Subscriber};
 use futures_util::stream::{StreamExt, select_all};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -66,10 +67,40 @@ pub async fn connect(config: &NatsConfig, shared: &Arc<Shared>) -> Result<Client
             on_event(&event, &events);
             std::future::ready(())
         });
-    if let Some(path) = &config.credentials_file {
-        options = options.credentials_file(path).await?;
-    }
+    let identity = Identity { credentials: config.credentials_file.clone(), nkey: config.nkey_file.clone(), ca: config.ca_file.clone() };
+    options = identity.apply(options).await?;
     Ok(options.connect(&config.urls[..]).await?)
+}
+
+/// Who we are, and whom we believe; files, so that no secret is in a command line or an address.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Identity {
+    /// Credentials of NATS: a JWT and its seed
+    #[arg(long, value_name = "FILE", global = true)]
+    pub credentials: Option<PathBuf>,
+    /// Seed of an nkey
+    #[arg(long, value_name = "FILE", global = true)]
+    pub nkey: Option<PathBuf>,
+    /// Certificates (PEM) that the broker's must be signed by one of; nothing goes in the clear then
+    #[arg(long, value_name = "FILE", global = true)]
+    pub ca: Option<PathBuf>,
+}
+
+impl Identity {
+    /// # Errors
+    /// `Credentials` for a file that cannot be read.
+    pub async fn apply(&self, mut options: ConnectOptions) -> Result<ConnectOptions, NatsError> {
+        if let Some(path) = &self.credentials {
+            options = options.credentials_file(path).await?;
+        }
+        if let Some(path) = &self.nkey {
+            options = options.nkey(std::fs::read_to_string(path)?.trim().to_owned());
+        }
+        if let Some(path) = &self.ca {
+            options = options.add_root_certificates(path.clone()).require_tls(true);
+        }
+        Ok(options)
+    }
 }
 
 /// Doubles with each attempt up to `max`; half of it is chance, so that daemons do not come back all at once.

@@ -78,10 +78,29 @@ impl Broker {
         broker
     }
 
+    /// With a configuration of its own, which may read these variables.
+    pub async fn start_with(server: &Server, configuration: &Path, variables: &[(&str, String)]) -> Self {
+        let store = TempDir::new().expect("temporary folders can be made");
+        let mut broker = Self { server: server.clone(), store, port: free_port(), process: None };
+        let mut command = broker.command();
+        command.arg("-c").arg(configuration).envs(variables.iter().map(|(name, value)| (name, value)));
+        broker.run(command).await;
+        broker
+    }
+
     /// Starts it again, on the same port and store.
     pub async fn resume(&mut self) {
+        let command = self.command();
+        self.run(command).await;
+    }
+
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.server.binary);
         command.args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-js", "-sd"]).arg(self.store.path());
+        command
+    }
+
+    async fn run(&mut self, mut command: Command) {
         self.process = Some(command.stderr(Stdio::null()).spawn().expect("nats-server starts"));
         let port = self.port;
         until("nats-server listens", || async move { TcpStream::connect(("127.0.0.1", port)).ok() }).await;
