@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -197,7 +198,8 @@ impl Daemon {
         for set in own.iter().map(String::as_str).chain(sets.iter().copied()) {
             command.args(["--set", set]);
         }
-        let process = command.stderr(file).spawn().expect("the daemon starts");
+        // A group of its own, so that all of it can be killed at once.
+        let process = command.process_group(0).stderr(file).spawn().expect("the daemon starts");
         Self { process, http_port, log }
     }
 
@@ -228,15 +230,12 @@ impl Daemon {
         line.unwrap_or_else(|| panic!("{series} is in\n{body}")).parse().expect("metrics are numbers")
     }
 
-    /// Ends it without warning, and first what it runs, where it is another program.
+    /// Ends it without warning, and what it runs, where it is another program.
     pub fn kill(&mut self) {
-        let pid = self.process.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        for child in children.split_whitespace() {
-            // It may have ended by itself.
-            let _ = Command::new("kill").args(["-KILL", child]).stderr(Stdio::null()).status();
-        }
-        self.process.kill().and_then(|()| self.process.wait()).expect("the daemon can be killed");
+        // A group may be gone already.
+        let group = format!("-{}", self.process.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+        self.process.wait().expect("the daemon can be killed");
     }
 
     /// Whether it has ended by itself.
@@ -261,9 +260,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended before.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
         if std::thread::panicking() {
             eprintln!("{}", std::fs::read_to_string(&self.log).unwrap_or_default());
         }
