@@ -69,6 +69,9 @@ pub struct FieldError {
 /// Why a message gives no frame. The fault is the sender's; the daemon counts it and goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum Reject {
+    /// Given by the daemon, not by the decoder.
+    #[error("the process ended each time this frame was worked on; it is passed over")]
+    Deadly,
     #[error("the payload is empty; a JPEG, a PNG or a MessagePack envelope is accepted")]
     Empty,
     #[error("the payload has {got} bytes; up to {limit} are accepted")]
@@ -121,7 +124,7 @@ pub enum Reject {
 
 impl Reject {
     /// Every value that [`Reject::reason`] can take, so that the counters can start at zero.
-    pub const ALL_REASONS: [&'static str; 18] = [
+    pub const ALL_REASONS: [&'static str; 19] = [
         "empty",
         "too_large",
         "format",
@@ -140,11 +143,13 @@ impl Reject {
         "header",
         "camera",
         "label",
+        "deadly",
     ];
 
     /// Value of the metric label `reason`.
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Deadly => "deadly",
             Self::Empty => "empty",
             Self::TooLarge { .. } => "too_large",
             Self::Format { .. } | Self::Kind { .. } => "format",

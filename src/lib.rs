@@ -19,6 +19,12 @@
 //! [`learner::Adapter`], which lets the [`policy`] rule whether the judge is to be believed, takes one step, and gives back
 //! new weights. They answer the window after the next, whatever the clock says.
 //!
+//! # After a crash
+//!
+//! With a stream, what happened after the checkpoint happens again: the frames come from the stream, the operators' decisions
+//! from [`shell::decision_log`], each at its place. Predictions that are stored already are compared by their [`proof`] and not
+//! stored twice ([`shell::replay`], [`shell::publisher`]). [`lab::verify`] does the same without a daemon.
+//!
 //! # Core and shell
 //!
 //! The core is pure: [`frame`], [`decode`], [`noise`], [`diffusion`], [`model`], [`kernels`], [`learner`], [`policy`],

@@ -114,6 +114,15 @@ async fn live(home: &Home, broker: &Broker, context: &jetstream::Context, random
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     daemon.kill();
+    // Under strace it may outlive its tracer by an instant.
+    let lock = home.path().join("state/lock");
+    until("the folder is given up", || async {
+        match std::fs::File::open(&lock) {
+            Ok(file) => file.try_lock().ok(),
+            Err(_) => Some(()),
+        }
+    })
+    .await;
     seen.kills += 1;
     seen.look_at(home);
 }
@@ -188,6 +197,47 @@ async fn kill_loop(server: &Server, kills_broker: bool, kills: u64, seed: u64) {
         percentile(99).as_secs_f64(),
         seen.recoveries.len()
     );
+}
+
+/// What the daemon remembers of the frame that it works on.
+fn in_hand(home: &Home) -> Option<(u64, u8)> {
+    let bytes = std::fs::read(home.path().join("state/in-hand")).ok()?;
+    let sequence = u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?);
+    Some((sequence, *bytes.get(16)?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_over_which_the_process_dies_three_times_is_passed_over() {
+    // Goal: a frame that ends the process each time it comes does not keep the daemon from the frames behind it, and a replay
+    // passes it over too.
+    // Method: a picture that takes long to decode; SIGKILL while it is worked on, three times.
+    const DEADLY: u64 = 6;
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let context = jetstream::new(broker.client().await);
+        let sets = ["nats.mode=jetstream", "limits.payload_bytes_max=8388608", "limits.pixels_max=67108864", "limits.dimension_max=8192"];
+        Daemon::start(&home, &broker, &sets).await.kill();
+        let mut slow = std::io::Cursor::new(Vec::new());
+        image::GrayImage::new(8000, 8000).write_to(&mut slow, image::ImageFormat::Png).expect("a picture encodes");
+        for sequence in 1..=12 {
+            let payload = if sequence == DEADLY { slow.get_ref().clone() } else { png(sequence as usize) };
+            let sent = context.publish("undrift.v1.frames.cam1", payload.into()).await.expect("the connection is open");
+            sent.await.expect("the frame is stored");
+        }
+        for death in 1..=3 {
+            let mut daemon = Daemon::spawn(&home, broker.port, &sets);
+            until("the frame is worked on", || async { (in_hand(&home) == Some((DEADLY, death))).then_some(()) }).await;
+            daemon.kill();
+        }
+        let mut daemon = Daemon::start(&home, &broker, &sets).await;
+        until("the frames behind it are applied", || async { (daemon.status()["sequence"] == 12).then_some(()) }).await;
+        assert_eq!(daemon.metric("undrift_frames_rejected_total{reason=\"deadly\"}"), 1.0);
+        daemon.kill();
+        let daemon = Daemon::start(&home, &broker, &sets).await;
+        until("the replay is through", || async { (daemon.status()["sequence"] == 12).then_some(()) }).await;
+        assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 0.0);
+        assert_eq!(predictions(&context).await, Some(11), "each of the others is answered once");
+    }
 }
 
 /// What `undrift verify` says of the newest checkpoint.

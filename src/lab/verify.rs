@@ -145,6 +145,7 @@ pub struct Verifier {
     frames: Stream,
     incarnation: String,
     predictions: BTreeMap<u64, Stored>,
+    log: DecisionLog,
     verdict: Verdict,
     target: DurableState,
 }
@@ -182,7 +183,8 @@ impl Verifier {
         };
         let predictions = read_predictions(&context, &subjects, &id_prefix(&target.incarnation, true)).await?;
         let incarnation = jetstream::facts(&frames).incarnation;
-        Ok(Self { config, bundle, subjects, frames, incarnation, predictions, verdict, target })
+        let log = DecisionLog::open(&config.checkpoint.dir)?;
+        Ok(Self { config, bundle, subjects, frames, incarnation, predictions, log, verdict, target })
     }
 
     /// Frames that are to be applied at most.
@@ -256,7 +258,6 @@ impl Verifier {
     /// From the source weights where the stream still has its first frame, else from the oldest checkpoint that is kept.
     fn start(&mut self) -> Result<(Session, u64, VecDeque<Scheduled>), VerifyError> {
         let dir = &self.config.checkpoint.dir;
-        let log = DecisionLog::open(dir)?;
         let first = self.frames.cached_info().state.first_sequence;
         let is_whole = self.target.incarnation == self.incarnation && first <= 1;
         let (start, state) = if is_whole {
@@ -268,7 +269,7 @@ impl Verifier {
             self.verdict.from = Some(generation);
             (Start::Resume { state: Box::new(state.clone()), decisions: Vec::new() }, state)
         };
-        let decisions = log.scheduled(&state, false, &self.bundle.classifier)?.into();
+        let decisions = self.log.scheduled(&state, false, &self.bundle.classifier)?.into();
         let secret = store::noise_key(dir, &self.config.noise)?;
         let session = Session::start(&self.bundle, &self.config.adapt, self.config.output.top_k, secret, start)?;
         Ok((session, state.sequence.0, decisions))
@@ -320,9 +321,10 @@ impl Verifier {
             broker_time_ns,
         };
         let shape = self.bundle.classifier_config.image();
+        let is_put_aside = self.log.is_put_aside(&self.target.incarnation, FrameSeq(sequence));
         let decoded = decode::decode(&message, &self.config.limits.of_decoder(), shape, self.bundle.labels.len());
-        // A frame that cannot be used leaves no trace in the history.
-        let Ok(frame) = decoded else { return Ok(Vec::new()) };
+        // A frame that cannot be used, or was put aside, leaves no trace in the history.
+        let Some(frame) = decoded.ok().filter(|_| !is_put_aside) else { return Ok(Vec::new()) };
         self.verdict.frames += 1;
         Ok(session.frame(frame)?.predictions)
     }

@@ -18,6 +18,7 @@ use super::bundle_reader::{BundleReadError, read_bundle};
 use super::decision_log::DecisionLog;
 use super::engine::{Codec, Engine, Finished, History, Lines, STOP_PATIENCE};
 use super::http::{self, ListenError};
+use super::in_hand::InHand;
 use super::jetstream::{self, Position, StreamFacts};
 use super::nats::{self, Control, NatsError};
 use super::publisher::{self, Fenced};
@@ -270,6 +271,10 @@ impl Daemon {
             replayed_until: answered.last.min(end_of_stream),
             answered,
             log: self.log.take().ok_or(DaemonError::Ended("session"))?,
+            in_hand: match self.stream {
+                Some(_) => Some(InHand::open(&self.config.checkpoint.dir, pipeline.incarnation())?),
+                None => None,
+            },
         };
         let at_limit = at_limit(self.config.nats.mode);
         let codec = Codec::new(&self.config, self.bundle.labels.len(), self.subjects.clone(), id_prefix, at_limit);

@@ -25,7 +25,7 @@ pub enum Action {
     RollBack { generation: Generation },
 }
 
-/// A line of the file.
+/// What an operator decided, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Decided {
@@ -38,11 +38,34 @@ pub struct Decided {
     pub action: Action,
 }
 
+/// A frame that is passed over, because it ended the process each time it came: the daemon's own decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PutAside {
+    incarnation: String,
+    frame: FrameSeq,
+}
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Decided(Decided),
+    PutAside(PutAside),
+}
+
 /// The decisions so far, as they are on the disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Decisions {
+    by_operators: Vec<Decided>,
+    put_aside: Vec<PutAside>,
+}
+
+/// The file.
 #[derive(Debug)]
 pub struct DecisionLog {
     dir: PathBuf,
-    decisions: Vec<Decided>,
+    decisions: Decisions,
 }
 
 impl DecisionLog {
@@ -63,7 +86,8 @@ impl DecisionLog {
 
     /// Those with a number above `number`, oldest first.
     pub fn after(&self, number: u64) -> &[Decided] {
-        &self.decisions[self.decisions.partition_point(|decided| decided.number <= number)..]
+        let decisions = &self.decisions.by_operators;
+        &decisions[decisions.partition_point(|decided| decided.number <= number)..]
     }
 
     /// What was decided after `state`: at its place among the frames, or before all of them where it was decided on another
@@ -95,7 +119,7 @@ impl DecisionLog {
 
     /// Number of the newest; 0 without one.
     pub fn last(&self) -> u64 {
-        self.decisions.last().map_or(0, |decided| decided.number)
+        self.decisions.by_operators.last().map_or(0, |decided| decided.number)
     }
 
     /// Adds a decision; when this returns, it is on the disk, and with it what a roll-back goes to.
@@ -106,19 +130,42 @@ impl DecisionLog {
         if let Action::RollBack { generation } = decided.action {
             store::pin(&self.dir, generation, decided.number)?;
         }
-        self.decisions.push(decided);
-        store::replace_file(&self.dir, DECISIONS_FILE, &encode(&self.decisions)).inspect_err(|_| {
-            self.decisions.pop();
+        let mut decisions = self.decisions.clone();
+        decisions.by_operators.push(decided);
+        self.replace(decisions)
+    }
+
+    /// Passes over a frame from now on; when this returns, it is on the disk.
+    ///
+    /// # Errors
+    /// `Io`, and nothing is decided.
+    pub fn put_aside(&mut self, incarnation: &str, frame: FrameSeq) -> Result<(), StoreError> {
+        let mut decisions = self.decisions.clone();
+        decisions.put_aside.push(PutAside { incarnation: incarnation.to_owned(), frame });
+        self.replace(decisions)
+    }
+
+    /// Whether a frame is passed over.
+    pub fn is_put_aside(&self, incarnation: &str, frame: FrameSeq) -> bool {
+        self.decisions.put_aside.iter().any(|aside| aside.frame == frame && aside.incarnation == incarnation)
+    }
+
+    fn replace(&mut self, decisions: Decisions) -> Result<(), StoreError> {
+        store::replace_file(&self.dir, DECISIONS_FILE, &encode(&decisions)).inspect_err(|_| {
             // The new file may be in place, with only its durability in doubt.
             let _ = store::replace_file(&self.dir, DECISIONS_FILE, &encode(&self.decisions));
-        })
+        })?;
+        self.decisions = decisions;
+        Ok(())
     }
 }
 
-fn encode(decisions: &[Decided]) -> Vec<u8> {
+fn encode(decisions: &Decisions) -> Vec<u8> {
+    let by_operators = decisions.by_operators.iter().cloned().map(Line::Decided);
+    let lines = by_operators.chain(decisions.put_aside.iter().cloned().map(Line::PutAside));
     let mut text = String::new();
-    for decided in decisions {
-        text.push_str(&serde_json::to_string(decided).expect("a decision is JSON"));
+    for line in lines {
+        text.push_str(&serde_json::to_string(&line).expect("a decision is JSON"));
         text.push('\n');
     }
     let hash = blake3::hash(text.as_bytes()).to_hex();
@@ -126,15 +173,21 @@ fn encode(decisions: &[Decided]) -> Vec<u8> {
     text.into_bytes()
 }
 
-fn parse(bytes: &[u8]) -> Option<Vec<Decided>> {
+fn parse(bytes: &[u8]) -> Option<Decisions> {
+    let mut decisions = Decisions::default();
     if bytes.is_empty() {
-        return Some(Vec::new());
+        return Some(decisions);
     }
     let text = str::from_utf8(bytes).ok()?;
     let lines = &text[..text.strip_suffix('\n')?.rfind('\n').map_or(0, |end| end + 1)];
-    let decisions: Vec<Decided> = lines.lines().map(|line| serde_json::from_str(line).ok()).collect::<Option<_>>()?;
+    for line in lines.lines() {
+        match serde_json::from_str(line).ok()? {
+            Line::Decided(decided) => decisions.by_operators.push(decided),
+            Line::PutAside(aside) => decisions.put_aside.push(aside),
+        }
+    }
     // What is read must be what would be written: hash, order of the keys, and all.
-    let is_increasing = decisions.windows(2).all(|pair| pair[0].number < pair[1].number);
+    let is_increasing = decisions.by_operators.windows(2).all(|pair| pair[0].number < pair[1].number);
     (is_increasing && encode(&decisions) == bytes).then_some(decisions)
 }
 
@@ -152,8 +205,10 @@ mod tests {
         let all = [decided(1, Action::Adapt { enabled: false }), decided(3, Action::Reset {})];
         let mut log = DecisionLog::open(dir.path()).expect("an empty folder");
         all.iter().for_each(|decided| log.append(decided.clone()).expect("a disk"));
+        log.put_aside("FRAMES@1", FrameSeq(7)).expect("a disk");
         let log = DecisionLog::open(dir.path()).expect("what was written");
         assert_eq!((log.after(0), log.after(1), log.after(3), log.last()), (&all[..], &all[1..], &[][..], 3));
+        assert!(log.is_put_aside("FRAMES@1", FrameSeq(7)) && !log.is_put_aside("FRAMES@2", FrameSeq(7)));
         let path = dir.path().join(DECISIONS_FILE);
         let bytes = std::fs::read(&path).expect("the file");
         for bit in 0..bytes.len() * 8 {

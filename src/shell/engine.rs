@@ -7,6 +7,7 @@
 //! its frames were pushed, so that it can be held back until they are stored.
 
 use super::decision_log::{Action, Decided, DecisionLog};
+use super::in_hand::InHand;
 use super::queue::{Answer, Arrival, AtLimit, Inbox, Input, Order, Outbox, Outgoing};
 use super::replay::{Answered, PredictionId, Replayed};
 use super::status::Shared;
@@ -98,6 +99,8 @@ pub struct History {
     /// Last frame that is answered already and that the stream still has.
     pub replayed_until: u64,
     pub log: DecisionLog,
+    /// Only with a stream, where a frame comes again.
+    pub in_hand: Option<InHand>,
 }
 
 /// What a session leaves.
@@ -139,10 +142,15 @@ impl Engine {
         let lines = self.lines.clone();
         loop {
             match lines.inbox.next(|next| self.accepts(next)) {
-                Input::Frame { arrival, is_overloaded } => match self.process(&arrival, is_overloaded)? {
-                    Flow::GoOn => {}
-                    Flow::Rewritten => return self.finish(true),
-                },
+                Input::Frame { arrival, is_overloaded } => {
+                    self.history.in_hand.iter().for_each(|in_hand| in_hand.take(arrival.sequence));
+                    let flow = self.process(&arrival, is_overloaded)?;
+                    self.history.in_hand.iter_mut().for_each(|in_hand| in_hand.put_down(arrival.sequence));
+                    match flow {
+                        Flow::GoOn => {}
+                        Flow::Rewritten => return self.finish(true),
+                    }
+                }
                 Input::Order(Order::Stop) => return self.finish(false),
                 Input::Order(order) => self.obey(order)?,
             }
@@ -174,6 +182,10 @@ impl Engine {
             sequence: FrameSeq(arrival.sequence),
             broker_time_ns: arrival.broker_time_ns,
         };
+        if self.is_passed_over(FrameSeq(arrival.sequence)) {
+            self.reject(&message, &Reject::Deadly);
+            return Ok(Flow::GoOn);
+        }
         let decoded = decode::decode(&message, &self.codec.limits, self.codec.shape, self.codec.classes);
         let decode = started.elapsed();
         telemetry::STAGE_DURATION.record_by("queue", queue.as_secs_f64());
@@ -201,6 +213,22 @@ impl Engine {
         }
         self.carry_out(effects);
         Ok(Flow::GoOn)
+    }
+
+    /// Whether the frame was put aside, now or before, because it ends the process.
+    fn is_passed_over(&mut self, frame: FrameSeq) -> bool {
+        let incarnation = self.pipeline.incarnation();
+        if self.history.log.is_put_aside(incarnation, frame) {
+            return true;
+        }
+        if !self.history.in_hand.as_ref().is_some_and(|in_hand| in_hand.is_deadly(frame.0)) {
+            return false;
+        }
+        let written = self.history.log.put_aside(incarnation, frame);
+        if let Err(error) = &written {
+            tracing::error!(%error, sequence = frame.0, "a frame that ends the process could not be put aside");
+        }
+        written.is_ok()
     }
 
     fn reject(&mut self, message: &Message<'_>, reject: &Reject) {

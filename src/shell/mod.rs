@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod decision_log;
 pub mod engine;
 pub mod http;
+mod in_hand;
 pub mod jetstream;
 pub mod nats;
 pub mod publisher;
