@@ -1,7 +1,7 @@
 # make test   everything that the project promises, on real servers (installs what it needs)
 # make chaos  kill -9 of daemon and broker, KILLS times for each of two servers and two variants (hours)
 # make lint   formatting and lints
-# make bench  what each stage costs, and the judge beside PyTorch (which it installs below target/)
+# make bench  what each stage costs, frame to prediction through a nats-server, and the judge beside PyTorch (which it installs below target/)
 # make train  the weights of both bundles, from the data set (hours on two cores)
 # make bundles  what else they hold: again after weights were replaced
 # make ptx    the PTX of the CUDA kernels, from their source
@@ -89,8 +89,9 @@ bundles:
 	$(CARGO) run --release -- train bundle --dir $(BUNDLE)
 	$(CARGO) run --release -- train bundle --dir $(RESNET_BUNDLE)
 
-bench: $(TORCH)/installed
+bench: servers $(TORCH)/installed
 	$(CARGO) bench --bench lanes
+	NATS_SERVER_BIN=$$(command -v nats-server || echo /usr/sbin/nats-server) $(CARGO) bench --bench latency
 	$(CARGO) bench --bench judge -- $(TORCH)/bin/python
 
 $(TORCH)/installed:
