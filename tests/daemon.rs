@@ -310,6 +310,28 @@ async fn overload_sheds_the_oldest_frames_and_counts_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_commands_is_refused_and_frames_are_answered() {
+    // Goal: who may command cannot keep the daemon from its frames.
+    // Method: many switches at once, then frames; then the refusals are counted.
+    const COMMANDS: usize = 200;
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let daemon = Daemon::start(&home, &broker, &[]).await;
+        let client = broker.client().await;
+        let mut predictions = Predictions::of(&client).await;
+        let switches = (0..COMMANDS).map(|i| control(&client, "adapt", if i % 2 == 0 { "off" } else { "on" }));
+        let replies = futures_util::future::join_all(switches).await;
+        let obeyed = replies.iter().filter(|reply| reply["ok"] == true).count();
+        // More only where the machine takes longer than the period for all of them.
+        assert!((32..COMMANDS / 2).contains(&obeyed), "{obeyed} of {COMMANDS}");
+        let refused = replies.iter().find(|reply| reply["ok"] == false).expect("some are refused");
+        assert!(refused["error"].as_str().is_some_and(|error| error.contains("32 commands in 10 s")), "{refused}");
+        serve(&client, &mut predictions, 0..8).await;
+        assert_eq!(daemon.status()["frames"], 8);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_made_anew_is_begun_at_its_beginning() {
     // Goal: when the stream is deleted and made again, its frames are answered from the first one on, by the same weights.
     // Method: adapt, delete the stream under the running daemon, publish, and read the event.

@@ -34,6 +34,10 @@ use tokio::sync::oneshot;
 /// How long a stopping daemon waits for the adapter.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Commands that change something, in how long: each costs frames a wait for the disk.
+const COMMANDS_MAX: usize = 32;
+const COMMANDS_PERIOD: Duration = Duration::from_secs(10);
+
 /// The queues and facts that the device thread shares with the other threads.
 #[derive(Clone)]
 pub struct Lines {
@@ -87,6 +91,8 @@ pub struct Engine {
     history: History,
     /// Decisions that wait until they can be applied, oldest first.
     deciding: VecDeque<(Decision, Action, oneshot::Sender<Answer>)>,
+    /// When the last commands came that change something; at most [`COMMANDS_MAX`].
+    commanded: VecDeque<Instant>,
     /// Last states that events were published of.
     drift: DriftState,
     is_collapsed: bool,
@@ -129,6 +135,7 @@ impl Engine {
             windows_out: 0,
             history,
             deciding: VecDeque::new(),
+            commanded: VecDeque::new(),
             drift,
             is_collapsed: false,
         }
@@ -268,6 +275,12 @@ impl Engine {
 
     /// What an operator asked for; the reply comes from the store, when a checkpoint is on the disk.
     fn control(&mut self, command: Command, reply: oneshot::Sender<Answer>) {
+        if command != Command::Status && self.is_flooded() {
+            let limit = format!("more than {COMMANDS_MAX} commands in {} s: try again later", COMMANDS_PERIOD.as_secs());
+            // The asker may have gone.
+            let _ = reply.send(Err(limit));
+            return;
+        }
         match command {
             Command::Adapt { enabled } => self.deciding.push_back((Decision::Adapt { enabled }, Action::Adapt { enabled }, reply)),
             Command::Reset => self.deciding.push_back((Decision::Reset, Action::Reset {}, reply)),
@@ -276,6 +289,17 @@ impl Engine {
             Command::Status => drop(reply.send(Ok(self.lines.shared.report()))),
             Command::RollBack { generation } => self.lines.store.push(StoreOrder::Read { generation, reply }),
         }
+    }
+
+    /// Counts a command; true where there were too many lately.
+    fn is_flooded(&mut self) -> bool {
+        let now = Instant::now();
+        self.commanded.retain(|&came| now - came < COMMANDS_PERIOD);
+        let is_flooded = self.commanded.len() >= COMMANDS_MAX;
+        if !is_flooded {
+            self.commanded.push_back(now);
+        }
+        is_flooded
     }
 
     /// Applies the decisions that wait, once nothing else is under way. Each is on the disk before it takes effect.
