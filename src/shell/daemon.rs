@@ -40,6 +40,7 @@ use crate::state::{DurableState, MonitorState, Served};
 use crate::wire::{EventRecord, PrefixError, Subjects};
 use async_nats::Client;
 use async_nats::jetstream::{Context, stream::Stream};
+use rayon::ThreadPool;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -53,6 +54,8 @@ const OUTBOX_MESSAGES_MAX: usize = 4096;
 /// How long a stopping daemon waits for its last predictions to leave.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(4);
+/// Of 19: a tenth of a share of the processor while frames want it.
+const ADAPTER_NICENESS: i32 = 10;
 
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
@@ -281,7 +284,8 @@ impl Daemon {
         let telemetry = Telemetry::new(&self.bundle.labels, self.config.limits.cameras_max);
         let (jobs, jobs_of_adapter) = mpsc::channel();
         let inbox = Arc::clone(&self.lines.inbox);
-        let mut adapter = spawn("adapter", move || adapt(adapter, &jobs_of_adapter, &inbox))?;
+        let threads = adapter_threads()?;
+        let mut adapter = spawn("adapter", move || adapt(adapter, &threads, &jobs_of_adapter, &inbox))?;
         let answered = history.answered.last;
         let engine = Engine::new(pipeline, codec, self.lines.clone(), jobs, telemetry, history);
         let mut engine = spawn("device", move || engine.run())?;
@@ -550,16 +554,33 @@ fn execution() -> String {
     format!("{} {:?}", std::env::consts::ARCH, pulp::Arch::new())
 }
 
-/// The adapter thread: windows in, weights out, until the device thread has gone.
-fn adapt(mut adapter: Adapter, jobs: &mpsc::Receiver<Job>, inbox: &Inbox) -> Result<(), AdaptError> {
+/// The adapter thread: windows in, weights out, until the device thread has gone. Its work has threads of its own, half as many
+/// as there are cores: in one pool with the frames' work, a frame would wait behind a window.
+fn adapt(mut adapter: Adapter, threads: &ThreadPool, jobs: &mpsc::Receiver<Job>, inbox: &Inbox) -> Result<(), AdaptError> {
     while let Ok(job) = jobs.recv() {
         let started = Instant::now();
-        if let Some(adapted) = adapter.run(job)? {
+        if let Some(adapted) = threads.install(|| adapter.run(job))? {
             telemetry::STAGE_DURATION.record_by("adapt", started.elapsed().as_secs_f64());
             inbox.push_order(Order::Adapted(Box::new(adapted)));
         }
     }
     Ok(())
+}
+
+/// They give way to the frames' threads.
+fn adapter_threads() -> Result<ThreadPool, DaemonError> {
+    let threads = (rayon::current_num_threads() / 2).max(1);
+    let name = |thread| format!("adapter-{thread}");
+    let give_way = |_: usize| {
+        // Linux has a niceness for each thread. Where it cannot be set, frames wait a little longer.
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), ADAPTER_NICENESS);
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(name)
+        .start_handler(give_way)
+        .build()
+        .map_err(|error| DaemonError::Thread(std::io::Error::other(error)))
 }
 
 /// A named thread; its result comes by the channel, and a panic closes it.
