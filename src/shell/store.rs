@@ -159,6 +159,8 @@ impl Store {
         }
         let lock = lock(dir)?;
         remove_temporary_files(dir)?;
+        // A process that was killed may have given names that it did not sync. They are built upon from here on.
+        sync_folder(dir).map_err(StoreError::io("write", dir))?;
         let newest = generations(dir)?.into_iter().chain(quarantined(dir)?).max().map_or(0, |generation| generation.0);
         Ok(Self { dir: dir.to_owned(), keep: keep.max(1), next: newest + 1, _lock: lock })
     }
@@ -289,7 +291,7 @@ pub fn pin(dir: &Path, generation: Generation, number: u64) -> Result<(), StoreE
     // One that a crash kept from being decided upon.
     let _ = std::fs::remove_file(&to);
     std::fs::hard_link(&from, &to).map_err(StoreError::io("keep", &from))?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::io("write", dir))
+    sync_folder(dir).map_err(StoreError::io("write", dir))
 }
 
 fn pin_name(number: u64) -> String {
@@ -335,13 +337,18 @@ fn open_regular(path: &Path) -> Result<(File, u64), StoreError> {
     if metadata.is_file() { Ok((file, metadata.len())) } else { Err(not_regular()) }
 }
 
-/// Makes `dir`, for this user alone, and its entry in the folder above durable: a lost entry loses all that was synced beneath.
+/// Makes `dir` and what is missing above it, for this user alone, and the entry of each in the folder above durable: a lost entry
+/// loses all that was synced beneath.
 fn make_folder(dir: &Path) -> Result<(), StoreError> {
     if dir.is_dir() {
         return Ok(());
     }
+    // The last parent of a relative path is empty, and there.
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_folder(parent)?;
+    }
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    let synced = made.and_then(|()| File::open(dir.join(".."))?.sync_all());
+    let synced = made.and_then(|()| sync_folder(&dir.join("..")));
     synced.map_err(StoreError::io("make the folder", dir))
 }
 
@@ -393,6 +400,11 @@ fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
         // On a full disk the space is wanted back; what cannot be removed now goes at the next start.
         let _ = std::fs::remove_file(&temporary);
     })?;
+    sync_folder(dir)
+}
+
+/// Makes the names in `dir` durable.
+fn sync_folder(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
