@@ -119,7 +119,7 @@ fn the_file_alone_makes_a_configuration() {
 fn set_is_stronger_than_the_environment_which_is_stronger_than_the_file() {
     let dir = folder();
     let variables = [("UNDRIFT__NATS__PREFIX", "lab.v1"), ("UNDRIFT__NATS__NAME", "lab"), ("PATH", "/bin")];
-    let sets = ["nats.name=desk", "nats.urls=nats://a:1,nats://b:2", "checkpoint.dir=elsewhere", "adapt.gate.margin=0.25"];
+    let sets = ["nats.name=desk", "nats.urls=tls://a:1,tls://b:2", "checkpoint.dir=elsewhere", "adapt.gate.margin=0.25"];
     let config = load(&dir, &sets, &variables).unwrap_or_else(|error| unreachable!("{error}"));
     assert_eq!((config.nats.prefix.as_str(), config.nats.name.as_str(), config.nats.urls.len()), ("lab.v1", "desk", 2));
     // A path that an operator types is relative to where the operator is.
@@ -183,7 +183,8 @@ fn a_missing_key_and_a_syntax_error_name_the_file() {
 #[test]
 fn no_password_is_shown() {
     let dir = folder();
-    let config = load(&dir, &["nats.urls=nats://user:secret@a:1,user:secret@b:2"], &[]).unwrap_or_else(|error| unreachable!("{error}"));
+    let config = load(&dir, &["nats.urls=nats://user:secret@a:1,user:secret@b:2", "nats.allow_plaintext=true"], &[])
+        .unwrap_or_else(|error| unreachable!("{error}"));
     let shown = config.settings.to_string();
     assert!(shown.contains(r#"urls = "nats://***@a:1,***@b:2""#) && !shown.contains("secret"), "{shown}");
     assert!(!refusal("nats.urls=nats://user:secret@a:port").contains("secret"));
@@ -193,7 +194,7 @@ fn no_password_is_shown() {
 #[test]
 fn the_description_reads_as_the_same_configuration() {
     let dir = folder();
-    let sets = ["checkpoint.dir=/var/lib/undrift", "nats.urls=nats://a:1"];
+    let sets = ["checkpoint.dir=/var/lib/undrift", "nats.urls=tls://a:1"];
     let config = load(&dir, &sets, &[]).unwrap_or_else(|error| unreachable!("{error}"));
     fs::write(dir.path().join("undrift.toml"), config.settings.to_string()).expect("a writable file");
     let again = load(&dir, &[], &[]).unwrap_or_else(|error| unreachable!("{error}"));
