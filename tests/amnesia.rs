@@ -41,10 +41,12 @@ impl Before {
         }
         let mut daemon = Daemon::start(&home, &broker, &SETS).await;
         until("the answers are stored", || async { (predictions(&broker).await.len() as u64 == ANSWERED).then_some(()) }).await;
+        let state = home.path().join("state");
+        let newest = || store::list(&state).ok().and_then(|listed| Some(listed.into_iter().next()?.ok()?.header.scalars.sequence.0));
+        until("a checkpoint is written", || async { newest().filter(|&applied| applied >= ANSWERED / 2) }).await;
         daemon.kill();
         broker.kill();
         copy_folder(&broker.folder_of(PREDICTIONS), &dir.path().join("predictions"));
-        let state = home.path().join("state");
         copy_folder(&state, &dir.path().join("state"));
         let newest = store::list(&state).expect("a folder").remove(0).expect("a checkpoint");
         Self { dir, applied: newest.header.scalars.sequence.0 }
