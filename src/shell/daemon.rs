@@ -15,15 +15,16 @@
 //! process with its reason.
 
 use super::bundle_reader::{BundleReadError, read_bundle};
+use super::changed_stream::Facts;
 use super::decision_log::DecisionLog;
 use super::engine::{Codec, Engine, Finished, History, Lines, STOP_PATIENCE};
 use super::http::{self, ListenError};
 use super::in_hand::InHand;
-use super::jetstream::{self, Position, StreamFacts};
+use super::jetstream::{self, Position};
 use super::nats::{self, Control, NatsError};
 use super::publisher::{self, Fenced};
 use super::queue::{AtLimit, Inbox, Limits, Order, Outbox, Outgoing};
-use super::replay::{Answered, Tail};
+use super::replay::Answered;
 use super::status::{Phase, Shared};
 use super::store::{Store, StoreError};
 use super::store_thread::{self, Reply, Save, StoreOrder, StoreQueue};
@@ -31,15 +32,15 @@ use super::telemetry::{self, Telemetry, TelemetryError};
 use crate::bundle::Bundle;
 use crate::checkpoint::Meta;
 use crate::config::{Config, NatsMode};
-use crate::frame::{FrameSeq, WeightsVersion};
+use crate::frame::WeightsVersion;
 use crate::learner::{AdaptError, Adapter, source_state};
 use crate::noise::NoiseSecret;
 use crate::pipeline::{Job, OutputShape, Pipeline, PipelineError, Scheduled, Start};
 use crate::proof::HistoryId;
 use crate::state::{DurableState, MonitorState, Served};
-use crate::wire::{EventRecord, PrefixError, Subjects};
+use crate::wire::{PrefixError, Subjects};
 use async_nats::Client;
-use async_nats::jetstream::{Context, stream::Stream};
+use async_nats::jetstream::Context;
 use rayon::ThreadPool;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -269,16 +270,7 @@ impl Daemon {
         let adapter = Adapter::new(&self.bundle, &self.config.adapt, pipeline.learner().clone())?;
         let id_prefix = id_prefix(pipeline.incarnation(), self.stream.is_some());
         let Some(answered) = self.answered(&id_prefix, last.sequence, shutdown).await else { return Ok(SessionEnd::Shutdown) };
-        let history = History {
-            id: HistoryId::new(&self.meta.fingerprints, state.birth),
-            replayed_until: answered.last.min(end_of_stream),
-            answered,
-            log: self.log.take().ok_or(DaemonError::Ended("session"))?,
-            in_hand: match self.stream {
-                Some(_) => Some(InHand::open(&self.config.checkpoint.dir, pipeline.incarnation())?),
-                None => None,
-            },
-        };
+        let history = self.history(&pipeline, answered, end_of_stream)?;
         let at_limit = at_limit(self.config.nats.mode);
         let codec = Codec::new(&self.config, self.bundle.labels.len(), self.subjects.clone(), id_prefix, at_limit);
         let telemetry = Telemetry::new(&self.bundle.labels, self.config.limits.cameras_max);
@@ -328,6 +320,20 @@ impl Daemon {
         self.lines.inbox.forget_windows();
         (self.restored, self.log, self.is_rewritten) = (Some(finished.state), Some(finished.log), finished.is_rewritten);
         Ok(end)
+    }
+
+    /// What the session adds to.
+    fn history(&mut self, pipeline: &Pipeline, answered: Answered, end_of_stream: u64) -> Result<History, DaemonError> {
+        Ok(History {
+            id: HistoryId::new(&self.meta.fingerprints, pipeline.state().birth),
+            replayed_until: answered.last.min(end_of_stream),
+            answered,
+            log: self.log.take().ok_or(DaemonError::Ended("session"))?,
+            in_hand: match self.stream {
+                Some(_) => Some(InHand::open(&self.config.checkpoint.dir, pipeline.incarnation())?),
+                None => None,
+            },
+        })
     }
 
     /// Has `state` written, and waits for it. A disk that does not take it is reported, and no reason not to answer frames.
@@ -426,81 +432,6 @@ async fn persevere<T, F: Future<Output = Result<T, NatsError>>>(
     tokio::select! {
         value = attempts => Some(value),
         () = shutdown.cancelled() => None,
-    }
-}
-
-/// What the broker says of the streams, beside what a state remembers of them.
-struct Facts {
-    incarnation: String,
-    change: Option<Change>,
-    /// Last number in the stream of predictions.
-    birth: u64,
-    /// Last number in the stream of frames.
-    last: u64,
-}
-
-impl Facts {
-    async fn read(context: &Context, subjects: &Subjects, state: Option<&DurableState>, is_rewritten: bool) -> Result<Self, NatsError> {
-        let stream = jetstream::ensure_streams(context, subjects).await?;
-        let StreamFacts { incarnation, last_sequence } = jetstream::facts(&stream);
-        let change = match state {
-            Some(state) => Change::of(state, &stream, &incarnation, last_sequence, is_rewritten).await?,
-            None => None,
-        };
-        Ok(Self { incarnation, change, birth: Tail::read(context, subjects).await?.last, last: last_sequence })
-    }
-}
-
-/// How a stream differs from the one that a state has seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    /// Made anew: begun at its beginning.
-    New,
-    /// It lost its end: its next numbers stand for other frames than before. `last` is the last of those that are the same.
-    Truncated { last: u64 },
-    /// It has other frames under numbers that were applied or answered.
-    Rewritten { last: u64 },
-}
-
-impl Change {
-    async fn of(
-        state: &DurableState,
-        stream: &Stream,
-        incarnation: &str,
-        last_sequence: u64,
-        is_rewritten: bool,
-    ) -> Result<Option<Self>, NatsError> {
-        let sequence = state.sequence.0;
-        if state.incarnation.split('+').next() != Some(incarnation) {
-            return Ok(Some(Self::New));
-        }
-        let is_truncated = last_sequence < sequence;
-        if is_truncated || (Position { sequence, mark: state.mark }).is_rewritten(stream).await? {
-            // What was stored after our last frame is what took its place.
-            let time = state.mark.and_then(|mark| mark.broker_time_ns).unwrap_or(0);
-            let first = jetstream::first_after(stream, time).await?.unwrap_or(last_sequence + 1);
-            let last = first.saturating_sub(1).min(sequence);
-            return Ok(Some(if is_truncated { Self::Truncated { last } } else { Self::Rewritten { last } }));
-        }
-        Ok(is_rewritten.then_some(Self::Rewritten { last: sequence }))
-    }
-
-    /// Makes the state fit: a changed stream has another name, so that ids and noise of its frames are others.
-    fn apply(self, state: &mut DurableState, incarnation: &str) -> EventRecord {
-        let (name, last) = match self {
-            Self::New => (incarnation.to_owned(), 0),
-            Self::Truncated { last } | Self::Rewritten { last } => (format!("{}+{last}", state.incarnation), last),
-        };
-        // The mark is of a frame that is not in the stream, or not under this number.
-        let is_behind = last < state.sequence.0 || self == Self::New;
-        state.mark = state.mark.filter(|_| !is_behind);
-        (state.incarnation, state.sequence) = (name, FrameSeq(last));
-        let incarnation = state.incarnation.clone();
-        match self {
-            Self::New => EventRecord::NewStream { incarnation },
-            Self::Truncated { .. } => EventRecord::StreamTruncated { incarnation },
-            Self::Rewritten { .. } => EventRecord::StreamRewritten { incarnation },
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The imperative shell: NATS, HTTP, disk, threads and signals.
 
 pub mod bundle_reader;
+mod changed_stream;
 pub mod daemon;
 pub mod decision_log;
 pub mod engine;
