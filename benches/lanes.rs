@@ -48,7 +48,7 @@ fn main() {
         key.fill_normal(u32::MAX, &mut views);
         stretch(&mut views[elements..]);
         let source_logits = classifier.logits(&views).expect("logits");
-        WindowFrame { key, views, source_logits, verdict: None }
+        WindowFrame { camera: "cam".to_owned(), key, views, source_logits, verdict: None }
     };
     let window: Vec<WindowFrame> = (0..16).map(frame).collect();
     let verdicts = adapter.judge(&window).expect("verdicts");

@@ -1,5 +1,6 @@
 //! A bundle: the weights of both models, the labels, and what the source model does on clean images.
 
+use crate::guard::canary::Canary;
 use crate::model::{ClassifierConfig, DitConfig, ParameterError, Tensors};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,7 @@ pub struct Bundle {
     /// Names of the classes, by index.
     pub labels: Vec<String>,
     pub statistics: Statistics,
+    pub canary: Canary,
 }
 
 /// A bundle whose parts do not fit.

@@ -165,6 +165,8 @@ pub struct BundleFiles {
     /// One name a line, in the order of the classes.
     pub labels: PathBuf,
     pub statistics: PathBuf,
+    /// Labelled images that no camera has sent, to see harm on.
+    pub canary: PathBuf,
     /// BLAKE3 of the files above, as `b3sum` writes it.
     pub hashes: PathBuf,
 }
@@ -218,6 +220,7 @@ impl BundleConfig {
             diffusion: settings.resolve_file("bundle.diffusion", &files.diffusion)?,
             labels: settings.resolve_file("bundle.labels", &files.labels)?,
             statistics: settings.resolve_file("bundle.statistics", &files.statistics)?,
+            canary: settings.resolve_file("bundle.canary", &files.canary)?,
             hashes: settings.resolve_file("bundle.hashes", &files.hashes)?,
         };
         Ok(Self { files, classifier, diffusion: DiffusionConfig { trunk, conditioning, num_timesteps } })

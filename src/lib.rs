@@ -17,7 +17,8 @@
 //! that come out are carried out. The pipeline answers with one [`learner::FrozenClassifier`] times what the [`learner::Judge`]
 //! (the diffusion model) makes of the frame, groups frames into windows and hands each full window to the
 //! [`learner::Adapter`], which lets the [`policy`] rule whether the judge is to be believed, takes one step, and gives back
-//! new weights. They answer the window after the next, whatever the clock says.
+//! new weights. They answer the window after the next, whatever the clock says. The [`guard`] keeps frames out that teach too often,
+//! and takes back what turns out to do harm.
 //!
 //! # After a crash
 //!
@@ -28,7 +29,7 @@
 //! # Core and shell
 //!
 //! The core is pure: [`frame`], [`decode`], [`noise`], [`diffusion`], [`model`], [`kernels`], [`learner`], [`policy`],
-//! [`monitor`], [`pipeline`], [`state`], [`checkpoint`]. It has no sockets, files, clock or threads of its own (but for
+//! [`guard`], [`monitor`], [`pipeline`], [`state`], [`checkpoint`]. It has no sockets, files, clock or threads of its own (but for
 //! rayon's, which change no bit), and nothing in it is random but by key. [`shell`] has NATS, HTTP, disk, threads and
 //! signals. [`lab`] trains and evaluates on the same core; the daemon knows nothing of it.
 //!
@@ -50,6 +51,7 @@ pub mod config;
 pub mod decode;
 pub mod diffusion;
 pub mod frame;
+pub mod guard;
 #[allow(unsafe_code, reason = "calls into gemm, the allocator and CUDA; each block says why it is sound")]
 pub mod kernels;
 pub mod lab;

@@ -1,6 +1,7 @@
 //! What the core saw and did, as values: the telemetry alone knows metric names.
 
 use crate::frame::{ClassIndex, WeightsVersion};
+use crate::guard::Withheld;
 
 /// Why a window was not learned from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,10 +16,17 @@ pub enum SkipReason {
     Misfit,
     /// The gradient was not finite, or the step would have left the bounds.
     Rejected,
+    /// The guard let none of its frames through.
+    Withheld,
+    /// The guard found harm on the canary, and took what was learned back.
+    Harmful,
+    /// The guard has found harm before, and no operator has switched adaptation on since.
+    Frozen,
 }
 
 impl SkipReason {
-    pub const ALL: [Self; 5] = [Self::Disabled, Self::Overload, Self::Unreliable, Self::Misfit, Self::Rejected];
+    pub const ALL: [Self; 8] =
+        [Self::Disabled, Self::Overload, Self::Unreliable, Self::Misfit, Self::Rejected, Self::Withheld, Self::Harmful, Self::Frozen];
 
     /// Value of the metric label `reason`.
     pub fn name(self) -> &'static str {
@@ -28,6 +36,9 @@ impl SkipReason {
             Self::Unreliable => "unreliable",
             Self::Misfit => "misfit",
             Self::Rejected => "rejected",
+            Self::Withheld => "withheld",
+            Self::Harmful => "harmful",
+            Self::Frozen => "frozen",
         }
     }
 }
@@ -49,6 +60,15 @@ pub struct WindowReport {
     pub weights_distance: f64,
     /// Estimated accuracy of the serving classifier on this window, without labels, 0..=1.
     pub estimated_accuracy: f64,
+}
+
+/// What the canary says of the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CanaryReport {
+    /// Running mean of what the source gets right more than the weights, -1..=1.
+    pub harm: f64,
+    /// See [`crate::guard::canary::Evidence::value`].
+    pub evidence: f64,
 }
 
 /// State of the drift detector.
@@ -113,6 +133,14 @@ pub enum Observation {
         enabled: bool,
     },
     WeightsReset,
+    /// Frames of a window that the guard kept out.
+    Withheld(Withheld),
+    /// The guard looked at the canary.
+    Canary(CanaryReport),
+    /// The guard took back what was learned, and learning stops; `version` holds the last weights that did no harm.
+    Frozen {
+        version: WeightsVersion,
+    },
     RolledBack {
         version: WeightsVersion,
     },

@@ -12,8 +12,9 @@ mod messages;
 pub use messages::{Adapted, Decision, Effect, Event, Job, Outcome, PipelineError, Scheduled, Start, Status, WindowFrame};
 
 use crate::bundle::Bundle;
-use crate::diffusion::{Timestep, stretch};
+use crate::diffusion::Timestep;
 use crate::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
+use crate::guard::Withheld;
 use crate::learner::objective::{argmax, entropy, mean_logits, posterior, softmax};
 use crate::learner::{AdaptConfig, AnswerBy, AnswerTime, FrozenClassifier, Judge, source_state};
 use crate::model::{ClassifierConfig, ParameterError, Tensors, parameters};
@@ -237,12 +238,20 @@ impl Pipeline {
         scheduled.unwrap_or(self.current.control.adapt_enabled)
     }
 
+    /// Whether the guard has stopped learning.
+    pub fn is_frozen(&self) -> bool {
+        self.current.learner.guard.is_frozen
+    }
+
     pub fn status(&self) -> Status {
         let accuracy = self.monitor.accuracy();
         let (drift, drift_score) = self.monitor.drift();
         let report = self.tally.last_report;
         Status {
             adapt: if self.is_adapt_enabled() { "on" } else { "off" },
+            decision: self.current.control.generation,
+            frozen: self.is_frozen(),
+            canary_harm: self.current.learner.guard.evidence.harm,
             weights_version: self.current.serving.version.0,
             sequence: self.current.sequence.0,
             frames: self.current.frames,
@@ -285,19 +294,16 @@ impl Pipeline {
     /// What answer and adapter need of the frame; source and judge look at it once, for both lanes.
     fn study(&self, frame: &Frame, is_overloaded: bool) -> Result<WindowFrame, PipelineError> {
         let elements = frame.image.pixels().len();
-        let mut views = vec![0f32; elements];
-        frame.image.write_planes(&mut views);
-        if self.config.stretched_view {
-            views.extend_from_within(..);
-            stretch(&mut views[elements..]);
-        }
+        let mut image = vec![0f32; elements];
+        frame.image.write_planes(&mut image);
+        let views = self.config.views(&image);
         let key = self.secret.frame_key(&self.current.incarnation, frame.sequence, &frame.payload_hash);
         let source_logits = self.source.logits(&views)?;
         let verdict = match &self.judge {
-            Some(judge) if !is_overloaded => Some(judge.verdicts(&views[..elements], &[key], &self.timesteps)?.remove(0)),
+            Some(judge) if !is_overloaded => Some(judge.verdicts(&image, &[key], &self.timesteps)?.remove(0)),
             _ => None,
         };
-        Ok(WindowFrame { key, views, source_logits, verdict })
+        Ok(WindowFrame { camera: frame.camera.clone(), key, views, source_logits, verdict })
     }
 
     fn answer(&mut self, taken: &Taken, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
@@ -405,7 +411,7 @@ impl Pipeline {
 
     fn adapted(&mut self, adapted: Adapted, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         assert_eq!(self.awaited.pop_front(), Some(adapted.index), "the adapter finishes windows in their order");
-        self.take_note(&adapted.outcome, adapted.learner.version, effects);
+        self.take_note(&adapted, effects);
         receive(&mut self.current, &adapted);
         self.borders.iter_mut().for_each(|border| receive(&mut border.state, &adapted));
         if self.config.answer == AnswerTime::After {
@@ -418,8 +424,13 @@ impl Pipeline {
         Ok(())
     }
 
-    fn take_note(&mut self, outcome: &Outcome, version: WeightsVersion, effects: &mut Vec<Effect>) {
-        let observation = match outcome {
+    fn take_note(&mut self, adapted: &Adapted, effects: &mut Vec<Effect>) {
+        let version = adapted.learner.version;
+        if adapted.withheld != Withheld::default() {
+            effects.push(Effect::Observe(Observation::Withheld(adapted.withheld)));
+        }
+        effects.extend(adapted.canary.map(|canary| Effect::Observe(Observation::Canary(canary))));
+        let observation = match &adapted.outcome {
             Outcome::Learned(report) => {
                 self.tally.windows_adapted += 1;
                 self.tally.last_report = Some(*report);
@@ -432,6 +443,9 @@ impl Pipeline {
             }
         };
         effects.push(Effect::Observe(observation));
+        if matches!(adapted.outcome, Outcome::Skipped(SkipReason::Harmful, _)) {
+            effects.push(Effect::Observe(Observation::Frozen { version }));
+        }
     }
 
     /// A border that waits for nothing more: remembers its state, and has it written when it is time.
@@ -495,6 +509,11 @@ impl Pipeline {
         match decision {
             Decision::Adapt { enabled } => {
                 self.current.control.adapt_enabled = enabled;
+                if enabled && self.is_frozen() {
+                    let learner = &mut self.current.learner;
+                    learner.guard = std::mem::take(&mut learner.guard).thawed();
+                    effects.push(Effect::Adapt(Job::Restore(Box::new(learner.clone()))));
+                }
                 effects.push(Effect::Observe(Observation::AdaptationSwitched { enabled }));
             }
             Decision::Reset => {
@@ -503,7 +522,8 @@ impl Pipeline {
             }
             Decision::RollBack(learner) => {
                 let version = self.next_version();
-                self.replace(LearnerState { version, ..*learner }, effects)?;
+                let guard = learner.guard.clone().thawed();
+                self.replace(LearnerState { version, guard, ..*learner }, effects)?;
                 effects.push(Effect::Observe(Observation::RolledBack { version }));
             }
         }

@@ -5,11 +5,13 @@
 //! It splits into [`Scalars`], which serde writes, and named tensors.
 
 use crate::frame::{FrameSeq, WeightsVersion};
+use crate::guard::GuardState;
 use crate::learner::OptimizerState;
 use crate::model::Tensors;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// Weights that answer, or will.
 #[derive(Clone, Debug)]
@@ -33,6 +35,17 @@ impl Served {
 #[derive(Clone, Debug)]
 pub struct LearnerState {
     pub version: WeightsVersion,
+    pub weights: Tensors,
+    pub optimizer: OptimizerState,
+    pub policy: PolicyState,
+    pub guard: GuardState,
+    /// What the guard goes back to: the last state of which nothing on the canary spoke for harm; none is the source.
+    pub good: Option<Arc<Good>>,
+}
+
+/// What was learned, without harm.
+#[derive(Clone, Debug)]
+pub struct Good {
     pub weights: Tensors,
     pub optimizer: OptimizerState,
     pub policy: PolicyState,
@@ -115,6 +128,9 @@ pub struct Scalars {
     pub learner_version: WeightsVersion,
     optimizer_steps: u64,
     policy: PolicyState,
+    guard: GuardState,
+    /// Steps and policy of the good state, where there is one.
+    good: Option<(u64, PolicyState)>,
     monitor: MonitorState,
 }
 
@@ -144,6 +160,8 @@ impl DurableState {
             learner_version: self.learner.version,
             optimizer_steps: self.learner.optimizer.steps,
             policy: self.learner.policy.clone(),
+            guard: self.learner.guard.clone(),
+            good: self.learner.good.as_ref().map(|good| (good.optimizer.steps, good.policy.clone())),
             monitor: self.monitor.clone(),
         };
         let mut tensors = Tensors::new();
@@ -157,6 +175,11 @@ impl DurableState {
         put("learner", &self.learner.weights);
         put("first_moments", &moments_as_tensors(&self.learner.optimizer.first_moments)?);
         put("second_moments", &moments_as_tensors(&self.learner.optimizer.second_moments)?);
+        if let Some(good) = &self.learner.good {
+            put("good", &good.weights);
+            put("good.first_moments", &moments_as_tensors(&good.optimizer.first_moments)?);
+            put("good.second_moments", &moments_as_tensors(&good.optimizer.second_moments)?);
+        }
         Ok((scalars, tensors))
     }
 
@@ -177,6 +200,17 @@ impl DurableState {
         let served = |prefix: &str, position, (version, window)| {
             Ok::<_, StateError>(Served { version, window, weights: weights(prefix)?, is_judge_heard: is_judge_heard(prefix, position)? })
         };
+        let optimizer = |prefix: &str, steps| {
+            let moments = |name: &str| tensors_as_moments(part(&format!("{prefix}{name}")));
+            Ok::<_, StateError>(OptimizerState {
+                steps,
+                first_moments: moments("first_moments")?,
+                second_moments: moments("second_moments")?,
+            })
+        };
+        let good = scalars.good.map(|(steps, policy)| {
+            Ok::<_, StateError>(Arc::new(Good { weights: weights("good")?, optimizer: optimizer("good.", steps)?, policy }))
+        });
         let pending = scalars.pending.iter().enumerate().map(|(i, &key)| served(&format!("pending.{i}"), i + 1, key));
         Ok(Self {
             serving: served("serving", 0, scalars.serving)?,
@@ -184,12 +218,10 @@ impl DurableState {
             learner: LearnerState {
                 version: scalars.learner_version,
                 weights: weights("learner")?,
-                optimizer: OptimizerState {
-                    steps: scalars.optimizer_steps,
-                    first_moments: tensors_as_moments(part("first_moments"))?,
-                    second_moments: tensors_as_moments(part("second_moments"))?,
-                },
+                optimizer: optimizer("", scalars.optimizer_steps)?,
                 policy: scalars.policy,
+                guard: scalars.guard,
+                good: good.transpose()?,
             },
             incarnation: scalars.incarnation,
             sequence: scalars.sequence,

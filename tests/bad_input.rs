@@ -15,7 +15,7 @@ use std::io::Write;
 use undrift::decode::{Limits, Message, Reject, decode};
 use undrift::frame::{Frame, FrameSeq};
 use undrift::model::ImageShape;
-use undrift::wire::{ControlError, LabelError, parse_control, parse_label};
+use undrift::wire::{ControlError, LabelError, Terms, parse_control, parse_label};
 
 const LIMITS: Limits = Limits { payload_bytes_max: 1 << 20, pixels_max: 1 << 22, dimension_max: 4096 };
 const SHAPE: ImageShape = ImageShape { channels: 1, height: 32, width: 32 };
@@ -62,6 +62,7 @@ enum Input {
     Frame { camera: String, headers: Vec<(String, String)>, payload: Vec<u8> },
     Label(Vec<u8>),
     Control { verb: String, payload: Vec<u8> },
+    Terms { headers: Vec<(String, String)> },
 }
 
 struct Case {
@@ -89,6 +90,8 @@ fn refusal(input: &Input) -> Result<(), &'static str> {
         Input::Frame { camera, headers, payload } => decode_as(camera, headers, payload).map(drop).map_err(|reject| reject.reason()),
         Input::Label(payload) => parse_label(payload, CLASSES).map(drop).map_err(|error| error.reason()),
         Input::Control { verb, payload } => parse_control(verb, payload).map(drop).map_err(|error| error.reason()),
+        // The next decision is the third, and it is a second past 1970.
+        Input::Terms { headers } => Terms::parse(headers).and_then(|terms| terms.check(3, 1_000_000_000)).map_err(|error| error.reason()),
     }
 }
 
@@ -576,6 +579,33 @@ fn bad_control() -> Vec<Case> {
     cases.iter().map(case).collect()
 }
 
+fn bad_terms() -> Vec<Case> {
+    let cases: [(&'static str, &[(&str, &str)]); 16] = [
+        ("header", &[("Decision", "")]),
+        ("header", &[("Decision", "-1")]),
+        ("header", &[("Decision", "+4")]),
+        ("header", &[("Decision", "1.0")]),
+        ("header", &[("Decision", "18446744073709551616")]),
+        ("header", &[("Decision", "3"), ("decision", "3")]),
+        ("header", &[("Expires", "")]),
+        ("header", &[("Expires", "tomorrow")]),
+        ("header", &[("Expires", "1969-12-31T23:59:59Z")]),
+        ("header", &[("Expires", "9223372036854775808")]),
+        ("header", &[("Expires", "2000000000"), ("EXPIRES", "2000000000")]),
+        ("stale", &[("Decision", "0")]),
+        ("stale", &[("Decision", "2")]),
+        ("stale", &[("Decision", "4")]),
+        ("expired", &[("Expires", "0")]),
+        ("expired", &[("Decision", "3"), ("Expires", "1970-01-01T00:00:00.5Z")]),
+    ];
+    let case = |(reason, headers): &(&'static str, &[(&str, &str)])| Case {
+        name: format!("terms {headers:?}"),
+        reason,
+        input: Input::Terms { headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect() },
+    };
+    cases.iter().map(case).collect()
+}
+
 /// Headers and payload.
 type Given = (Vec<(String, String)>, Vec<u8>);
 
@@ -587,7 +617,7 @@ fn known_good() -> Vec<Given> {
 
 fn run_table() {
     let families = [truncations, damaged_jpegs, jpeg_kinds, dimensions, damaged_pngs, foreign_formats, envelope_fields, envelope_images];
-    let more = [envelope_bytes, bad_headers, bad_cameras, bad_labels, bad_control];
+    let more = [envelope_bytes, bad_headers, bad_cameras, bad_labels, bad_control, bad_terms];
     let cases: Vec<Case> = families.iter().chain(&more).flat_map(|family| family()).collect();
     let names: BTreeSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
     assert_eq!(names.len(), cases.len(), "cases with the same name");

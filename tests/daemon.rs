@@ -5,7 +5,8 @@
 mod harness;
 
 use futures_util::StreamExt;
-use harness::{Broker, Daemon, Home, Predictions, control, headers, jpeg, png, servers, until};
+use harness::{Broker, Daemon, Home, Predictions, control, control_on_terms, headers, jpeg, png, servers, until};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -91,7 +92,7 @@ async fn adaptation_stops_and_goes_on_by_a_plain_request_and_remembers() {
         assert_eq!((&reply["ok"], &reply["adapt"]), (&true.into(), &"off".into()), "{reply}");
         let version = daemon.status()["weights_version"].clone();
         let answers = serve(&client, &mut predictions, 32..64).await;
-        assert!(answers.iter().all(|answer| serde_json::json!(answer.weights_version) == version), "{version}");
+        assert!(answers.iter().all(|answer| json!(answer.weights_version) == version), "{version}");
 
         daemon.kill();
         let daemon = Daemon::start(&home, &broker, &[]).await;
@@ -277,7 +278,7 @@ async fn labels_that_come_later_make_accuracies() {
         let mut predictions = Predictions::of(&client).await;
         assert!(daemon.status()["source_accuracy"].is_null());
         let answer = serve(&client, &mut predictions, 0..1).await.remove(0);
-        let label = |id: &str| serde_json::json!({ "frame_id": id, "label": answer.source_label }).to_string();
+        let label = |id: &str| json!({ "frame_id": id, "label": answer.source_label }).to_string();
         for payload in [label(&answer.frame_id), label("never-seen"), "nonsense".to_owned()] {
             client.publish("undrift.v1.labels.cam1", payload.into()).await.expect("the connection is open");
         }
@@ -328,6 +329,36 @@ async fn a_flood_of_commands_is_refused_and_frames_are_answered() {
         assert!(refused["error"].as_str().is_some_and(|error| error.contains("32 commands in 10 s")), "{refused}");
         serve(&client, &mut predictions, 0..8).await;
         assert_eq!(daemon.status()["frames"], 8);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_late_or_sent_again_is_counted_and_does_nothing() {
+    // Goal: nobody switches adaptation with a message of before, or over the head of another operator.
+    // Method: a switch as decision 1; the same message again; one that has expired; and a malformed one.
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let daemon = Daemon::start(&home, &broker, &[]).await;
+        let client = broker.client().await;
+        let first = [("Decision", "1"), ("Expires", "2099-01-01T00:00:00Z")];
+        let reply = control_on_terms(&client, "adapt", "off", &first).await;
+        assert_eq!((&reply["ok"], &reply["decision"]), (&json!(true), &json!(1)), "{reply}");
+        let refused = [
+            ("stale", control_on_terms(&client, "adapt", "off", &first).await),
+            ("stale", control_on_terms(&client, "reset", "", &[("Decision", "3")]).await),
+            ("expired", control_on_terms(&client, "adapt", "on", &[("Expires", "2020-01-01T00:00:00Z")]).await),
+            ("expired", control_on_terms(&client, "checkpoint", "", &[("Expires", "1")]).await),
+            ("header", control_on_terms(&client, "adapt", "on", &[("Decision", "second")]).await),
+        ];
+        for (reason, reply) in refused {
+            assert_eq!((&reply["ok"], &reply["reason"]), (&json!(false), &json!(reason)), "{reply}");
+        }
+        assert_eq!((&daemon.status()["adapt"], &daemon.status()["decision"]), (&json!("off"), &json!(1)));
+        for (outcome, count) in [("done", 1.0), ("stale", 2.0), ("expired", 2.0), ("header", 1.0)] {
+            assert_eq!(daemon.metric(&format!("undrift_control_messages_total{{outcome=\"{outcome}\"}}")), count, "{outcome}");
+        }
+        let reply = control_on_terms(&client, "adapt", "on", &[("decision", "2")]).await;
+        assert_eq!((&reply["ok"], &daemon.status()["adapt"]), (&json!(true), &json!("on")), "{reply}");
     }
 }
 

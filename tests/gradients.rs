@@ -107,7 +107,13 @@ fn window(channels: usize) -> Vec<WindowFrame> {
     let frame = |index| {
         let mut views = vec![0f32; 64 * channels];
         tiny::image(channels, index).write_planes(&mut views);
-        WindowFrame { key: NoiseKey::from_seed(5, "window", index), views, source_logits: vec![vec![0.0; tiny::CLASSES]], verdict: None }
+        WindowFrame {
+            camera: "cam".to_owned(),
+            key: NoiseKey::from_seed(5, "window", index),
+            views,
+            source_logits: vec![vec![0.0; tiny::CLASSES]],
+            verdict: None,
+        }
     };
     (0..4).map(frame).collect()
 }

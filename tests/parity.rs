@@ -3,16 +3,17 @@
 //! `tests/reference/diffusion_tta.py` wrote the fixture, in f64; its head says what is the library's and what is written after the
 //! paper. The constants below are its own. Each item, a tensor of the fixture, must have a relative error of at most 1e-4.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor, safetensors};
 use std::collections::HashMap;
 use undrift::bundle::{Bundle, Statistics};
 use undrift::config::Config;
 use undrift::diffusion::{Schedule, Timestep};
 use undrift::frame::WeightsVersion;
+use undrift::guard::canary::Canary;
 use undrift::learner::objective::{posterior, score};
 use undrift::learner::{
-    AdaptConfig, Adapter, AnswerBy, AnswerTime, Classifier, ConditionConfig, FrozenClassifier, GateConfig, Judge, ObjectiveKind,
-    OptimizerConfig, TrainablePart, Verdict, condition, source_state,
+    AdaptConfig, Adapter, AnswerBy, AnswerTime, Classifier, ConditionConfig, FrozenClassifier, GateConfig, GuardConfig, Judge,
+    ObjectiveKind, OptimizerConfig, TrainablePart, Verdict, condition, source_state,
 };
 use undrift::model::{
     ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, ParameterError, Parameters, Tensors, TrunkConfig, VitConfig,
@@ -231,6 +232,7 @@ fn config((_, optimizer, learning_rate): (&str, OptimizerConfig, f32), steps: u3
         stretched_view: false,
         optimizer,
         gate: GateConfig { memory_frames: 1.0, margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, confidence_min: 0.0, consistency: 0.0 },
+        guard: GuardConfig::OPEN,
         condition: ConditionConfig { steps_per_window: steps, draws_per_step: DRAWS / 2, accumulation_steps: 2, same_noise: false },
     }
 }
@@ -244,10 +246,17 @@ fn adapt(fixture: &Fixture, optimizer: (&str, OptimizerConfig, f32), steps: u32)
         diffusion: fixture.part("diffusion."),
         labels: (0..CLASSES).map(|class| class.to_string()).collect(),
         statistics: Statistics { judge_accuracy: 1.0, draw_agreement: 1.0, ..Statistics::default() },
+        canary: Canary::default(),
     };
     let source = source_state(&bundle.classifier, WeightsVersion(0));
     let mut adapter = Adapter::new(&bundle, &config(optimizer, steps), source).expect("an adapter");
-    let frame = |(index, views)| WindowFrame { key: key(index), views, source_logits: vec![vec![0.0; CLASSES]], verdict: None };
+    let frame = |(index, views)| WindowFrame {
+        camera: "cam".to_owned(),
+        key: key(index),
+        views,
+        source_logits: vec![vec![0.0; CLASSES]],
+        verdict: None,
+    };
     let frames = (0..).zip(fixture.images()).map(frame).collect();
     let adapted = adapter.run(Job::Window { index: 0, frames }).expect("a window").expect("an answer");
     let Outcome::Learned(report) = adapted.outcome else { panic!("nothing was learned: {:?}", adapted.outcome) };
@@ -342,11 +351,18 @@ fn a_bundle_may_hold_published_weights() {
     // Goal: the file can be used as it was published. Method: the shipped configuration, with the sizes of the fixture's models.
     let (fixture, dir) = (Fixture::load(), tempfile::tempdir().expect("a folder"));
     let weights = |prefix| parameters::write(&fixture.part(prefix), HashMap::new()).expect("tensors serialize");
+    let canary = HashMap::from([
+        ("images", Tensor::zeros((2, 3, 8, 8), DType::U8, &Device::Cpu).expect("a tensor")),
+        ("labels", Tensor::zeros(2, DType::U32, &Device::Cpu).expect("a tensor")),
+    ]);
+    let canary_path = dir.path().join("canary.safetensors");
+    safetensors::save(&canary, &canary_path).expect("the folder takes files");
     let files = [
         ("classifier.safetensors", weights("classifier.")),
         ("diffusion.safetensors", weights("diffusion.")),
         ("labels.txt", b"shirt\nshoe\nbag\ncoat\n".to_vec()),
         ("statistics.json", serde_json::to_vec(&Statistics::default()).expect("statistics serialize")),
+        ("canary.safetensors", std::fs::read(canary_path).expect("it was just written")),
     ];
     let hash = |(name, bytes): &(&str, Vec<u8>)| format!("{}  {name}\n", blake3::hash(bytes).to_hex());
     std::fs::write(dir.path().join("BLAKE3SUMS"), files.iter().map(hash).collect::<String>()).expect("the folder takes files");

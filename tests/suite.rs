@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 use undrift::bundle::Bundle;
 use undrift::frame::ClassIndex;
+use undrift::guard::canary::Canary;
 use undrift::lab::baselines::{Passes, Tuning};
 use undrift::lab::corruptions::Table;
 use undrift::lab::dataset::Labelled;
@@ -32,6 +33,7 @@ fn subject(adapt: AdaptConfig) -> Subject {
         diffusion: tiny::shaken(Dit::initialize(&diffusion, 2).expect("a model"), 2),
         classifier_config: ClassifierConfig::Vit(classifier),
         diffusion_config: diffusion,
+        canary: Canary::default(),
         ..tiny
     };
     Subject { name: "vit".to_owned(), bundle, adapt, hash: "a bundle".to_owned(), importance: OnceLock::new() }

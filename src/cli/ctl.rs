@@ -1,8 +1,9 @@
 //! `undrift ctl`: asks a running daemon, over NATS or, for its status alone, over HTTP.
 
 use crate::shell::nats::{Identity, NatsError};
-use crate::wire::{PrefixError, Subjects};
+use crate::wire::{DECISION_HEADER, EXPIRES_HEADER, PrefixError, Subjects};
 use clap::{Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::ExitCode;
@@ -27,6 +28,9 @@ pub struct Ctl {
     /// First part of the subjects that replies come to: what the broker lets this user hear
     #[arg(long, default_value = "_INBOX", global = true)]
     inbox_prefix: String,
+    /// Only as this decision: the status' `decision` plus one, so that nobody decided in between
+    #[arg(long, value_name = "N", global = true)]
+    decision: Option<u64>,
     /// Print the reply as JSON
     #[arg(long, global = true)]
     json: bool,
@@ -121,7 +125,13 @@ async fn request(command: &Ctl, subject: String, payload: String) -> Result<serd
     let options = async_nats::ConnectOptions::new().custom_inbox_prefix(command.inbox_prefix.clone());
     let connected = command.identity.apply(options).await?.connect(&command.url).await;
     let client = connected.map_err(|source| CtlError::Connect { url: command.url.clone(), source })?;
-    let request = async_nats::Request::new().payload(payload.into()).timeout(Some(PATIENCE));
+    let mut headers = async_nats::HeaderMap::new();
+    // Who asked is told that nothing came of it, so nothing may come of it later.
+    headers.insert(EXPIRES_HEADER, (Timestamp::now() + PATIENCE).to_string());
+    if let Some(decision) = command.decision {
+        headers.insert(DECISION_HEADER, decision.to_string());
+    }
+    let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(PATIENCE));
     let reply = client.send_request(subject.clone(), request).await.map_err(|source| CtlError::Request { subject, source })?;
     Ok(serde_json::from_slice(&reply.payload)?)
 }

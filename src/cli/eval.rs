@@ -1,6 +1,7 @@
 //! `undrift eval`: methods side by side on labelled frames.
 
 mod ablations;
+mod poison;
 mod suite;
 
 use super::source::{LabelledPayload, SourceArguments};
@@ -39,11 +40,13 @@ Examples:
     rm results/*-undrift.json; undrift eval --suite full --seeds 5 --methods undrift
   What each part of the method is worth:
     undrift eval --stream continual --length 3750 --ablations configs/fashion-mnist/ablations.toml
+  What a hostile camera can do, and what the guard makes of it:
+    undrift eval --poison --length 4800
   The figures and the report alone:
     undrift eval --suite full --seeds 5 --report-only --json -";
 
 #[derive(Args)]
-#[command(after_help = EXAMPLES, mut_arg("frames", |frames| frames.required_unless_present("suite")))]
+#[command(after_help = EXAMPLES, mut_arg("frames", |frames| frames.required_unless_present_any(["stream", "suite", "poison"])))]
 pub struct Eval {
     #[command(flatten)]
     source: SourceArguments,
@@ -53,6 +56,9 @@ pub struct Eval {
     /// Run the daemon's own method once for each variant in this file, instead of --methods
     #[arg(long, value_name = "FILE", conflicts_with_all = ["suite", "methods"])]
     ablations: Option<PathBuf>,
+    /// Put a hostile camera among nine benign ones, with the guard and without, and see what it does to what is learned
+    #[arg(long, conflicts_with_all = ["suite", "methods", "ablations", "frames"])]
+    poison: bool,
     #[command(flatten)]
     suite: SuiteArguments,
     #[command(flatten)]
@@ -77,6 +83,9 @@ const METHODS: [Method; 2] = [Method::Source, Method::Undrift];
 pub(super) const BAR: &str = "{msg:>20} {bar:30} {pos}/{len} {per_sec} {eta} left";
 
 pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
+    if eval.poison {
+        return poison::run(eval);
+    }
     match (&eval.ablations, eval.suite.suite) {
         (Some(variants), _) => ablations::run(eval, variants),
         (None, Some(suite)) => suite::run(eval, suite),

@@ -65,13 +65,18 @@ pub struct LabelledPayload {
 }
 
 /// Side of a named stream's frames.
-const STREAM_SIDE: usize = 32;
+pub(super) const STREAM_SIDE: usize = 32;
 
 /// Training images on which the source is measured for `ccc`, none of the stream's. An accuracy has a standard error of 0.05, and a path
 /// has many.
 const CALIBRATION_IMAGES: usize = 100;
 
 impl SourceArguments {
+    /// Frames of a named stream.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     pub fn seed(&self) -> u64 {
         self.seed
     }

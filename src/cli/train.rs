@@ -10,7 +10,9 @@ use crate::lab::streams::{Plan, Playback, Request, Stream};
 use crate::lab::train::{self, TrainingRun};
 use crate::learner::{FrozenClassifier, Judge};
 use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, TrunkConfig, VitConfig, parameters};
+use candle_core::{Device, Tensor};
 use clap::{Args, Subcommand};
+use std::collections::HashMap;
 use std::error::Error;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -161,9 +163,12 @@ const CURVE: [u32; 8] = [20, 60, 100, 200, 300, 400, 500, 600];
 const VALIDATION_FRAMES: usize = 3000;
 
 fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
-    // Both are written below; the configuration wants them to be there.
-    for name in ["statistics.json", "BLAKE3SUMS"] {
-        File::options().create(true).append(true).open(finish.dir.join(name))?;
+    // They are written below; the configuration wants them to be there.
+    let text: toml::Table = std::fs::read_to_string(finish.dir.join("undrift.toml"))?.parse()?;
+    for key in ["statistics", "canary", "hashes"] {
+        if let Some(name) = text.get("bundle").and_then(|files| files.get(key)?.as_str()) {
+            File::options().create(true).append(true).open(finish.dir.join(name))?;
+        }
     }
     let config = Config::load(&finish.dir.join("undrift.toml"), &[], std::iter::empty())?;
     let labels = std::fs::read_to_string(&config.bundle.files.labels)?.lines().count();
@@ -177,6 +182,9 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     }
     // Of the data set, and not of one model: it lies with the labels, which bundles may share.
     write_sample(config.bundle.files.labels.parent().unwrap_or(&finish.dir), &test)?;
+    // So does the canary; of images that no stream of test images shows.
+    let canary = canary(&dataset::load(&finish.data, Split::Train)?, finish.seed, config.bundle.diffusion.trunk.image.height)?;
+    candle_core::safetensors::save(&canary, &config.bundle.files.canary)?;
     let timesteps: Vec<Timestep> = config.adapt.timesteps.iter().map(|&t| Timestep(t)).collect();
     let request = Request { frames: VALIDATION_FRAMES, severity: Severity::ALL[4], seed: finish.seed, visits: 1, walk: None };
     let plan = Plan::new(Stream::Extra, &request, &rest)?;
@@ -189,6 +197,23 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     write_hashes(&config)
 }
 
+/// Frames of the canary, in equal parts clean and of each validation corruption.
+const CANARY_FRAMES: usize = 500;
+
+/// What a bundle looks at to see harm: bytes (N, C, H, W), and labels.
+fn canary(images: &[Labelled], seed: u64, side: usize) -> Result<HashMap<&'static str, Tensor>, Box<dyn Error>> {
+    let request = Request { frames: CANARY_FRAMES, severity: Severity::ALL[2], seed, visits: 1, walk: None };
+    let plan = Plan::new(Stream::Extra, &request, images)?;
+    let (mut bytes, mut labels) = (Vec::new(), Vec::new());
+    for frame in (Playback { plan: &plan, images, table: Table::Tiny, side }).frames() {
+        bytes.extend_from_slice(frame.image.pixels());
+        labels.push(frame.label.0);
+    }
+    let shape = (CANARY_FRAMES, bytes.len() / CANARY_FRAMES / side / side, side, side);
+    let images = Tensor::from_vec(bytes, shape, &Device::Cpu)?;
+    Ok(HashMap::from([("images", images), ("labels", Tensor::new(labels, &Device::Cpu)?)]))
+}
+
 fn write_sample(dir: &Path, images: &[Labelled]) -> Result<(), Box<dyn Error>> {
     let create = |name: &str| File::create(dir.join(name));
     Ok(dataset::write_pair(images, create("sample-images-idx3-ubyte.gz")?, create("sample-labels-idx1-ubyte.gz")?)?)
@@ -198,7 +223,7 @@ fn write_sample(dir: &Path, images: &[Labelled]) -> Result<(), Box<dyn Error>> {
 fn write_hashes(config: &Config) -> Result<(), Box<dyn Error>> {
     let files = &config.bundle.files;
     let mut text = String::new();
-    for path in [&files.classifier, &files.diffusion, &files.labels, &files.statistics] {
+    for path in [&files.classifier, &files.diffusion, &files.labels, &files.statistics, &files.canary] {
         let name = path.file_name().ok_or("a bundle's files have names")?.to_string_lossy();
         text += &format!("{}  {name}\n", blake3::hash(&std::fs::read(path)?).to_hex());
     }

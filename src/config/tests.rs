@@ -10,6 +10,7 @@ classifier = "classifier.safetensors"
 diffusion = "diffusion.safetensors"
 labels = "labels.txt"
 statistics = "statistics.json"
+canary = "canary.safetensors"
 hashes = "BLAKE3SUMS"
 [image]
 channels = 1
@@ -65,6 +66,7 @@ norm_pace = 0.1
 stretched_view = true
 optimizer = { kind = "sgd", momentum = 0.9 }
 gate = { memory_frames = 256.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5, consistency = 0.5 }
+guard = { repeats_max = 8, camera_share_max = 2.0, canary_every_windows = 8, canary_images = 16, canary_tolerance = 0.05, canary_evidence_max = 1e4 }
 condition = { steps_per_window = 5, draws_per_step = 6, accumulation_steps = 30, same_noise = false }
 [checkpoint]
 dir = "state"
@@ -83,7 +85,7 @@ format = "text"
 
 fn folder() -> TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    for name in ["classifier.safetensors", "diffusion.safetensors", "labels.txt", "statistics.json", "BLAKE3SUMS"] {
+    for name in ["classifier.safetensors", "diffusion.safetensors", "labels.txt", "statistics.json", "canary.safetensors", "BLAKE3SUMS"] {
         fs::write(dir.path().join(name), "").expect("a writable folder");
     }
     fs::write(dir.path().join("undrift.toml"), FILE).expect("a writable folder");

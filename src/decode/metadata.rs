@@ -2,7 +2,7 @@
 
 use super::{Codec, FieldError, Reject};
 use crate::frame::ClassIndex;
-use crate::wire::excerpt;
+use crate::wire::{self, excerpt};
 
 const HEADERS_MAX: usize = 64;
 const HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -11,7 +11,6 @@ const DOMAIN_CHARACTERS_MAX: usize = 64;
 
 const FRAME_ID_ACCEPTED: &str = "1 to 128 printable ASCII characters";
 const DOMAIN_ACCEPTED: &str = "1 to 64 printable ASCII characters";
-const CAPTURE_TIME_ACCEPTED: &str = "RFC 3339 or a count of nanoseconds since 1970, up to the year 2262";
 const LABEL_ACCEPTED: &str = "the index of a class, in digits";
 const CONTENT_TYPE_ACCEPTED: &str = "image/jpeg, image/png, application/octet-stream or application/msgpack";
 
@@ -99,13 +98,7 @@ fn printable(value: &str, characters_max: usize) -> Option<String> {
 
 /// Nanoseconds since 1970. Times before are refused: no camera took a frame then.
 fn capture_time(value: &str) -> Result<i64, FieldError> {
-    let nanoseconds = if is_digits(value) {
-        value.parse().ok()
-    } else {
-        value.parse::<jiff::Timestamp>().ok().and_then(|time| i64::try_from(time.as_nanosecond()).ok())
-    };
-    let error = || FieldError { name: "Capture-Time", value: excerpt(value), accepted: CAPTURE_TIME_ACCEPTED };
-    nanoseconds.filter(|&nanoseconds| nanoseconds >= 0).ok_or_else(error)
+    wire::time_ns(value).ok_or_else(|| FieldError { name: "Capture-Time", value: excerpt(value), accepted: wire::TIME_ACCEPTED })
 }
 
 fn label_header(value: &str, classes: usize) -> Result<ClassIndex, Reject> {

@@ -3,6 +3,7 @@
 use super::baselines::Passes;
 use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame};
+use crate::guard::Withheld;
 use crate::learner::{AdaptConfig, AdaptError, Adapter, AnswerBy, ObjectiveKind};
 use crate::model::DitConfig;
 use crate::noise::NoiseSecret;
@@ -30,6 +31,8 @@ pub struct Step {
     pub predictions: Vec<Prediction>,
     /// Of windows that were judged.
     pub reports: Vec<WindowReport>,
+    /// Frames of the window that it closed that were not learned from.
+    pub withheld: Withheld,
 }
 
 /// A pipeline and its adapter. What it answers is what the daemon would answer: only threads are missing.
@@ -103,6 +106,7 @@ impl Session {
                 Effect::Observe(Observation::WindowAdapted { report, .. } | Observation::WindowSkipped { report: Some(report), .. }) => {
                     step.reports.push(report);
                 }
+                Effect::Observe(Observation::Withheld(withheld)) => step.withheld = withheld,
                 Effect::Observe(_) | Effect::Persist(_) => {}
             }
         }

@@ -12,7 +12,8 @@ use crate::bundle::Bundle;
 use crate::frame::{ClassIndex, Frame};
 use crate::learner::objective::argmax;
 use crate::learner::{
-    AdaptConfig, AdaptError, AnswerBy, AnswerTime, ConditionConfig, FrozenClassifier, ObjectiveKind, OptimizerConfig, TrainablePart,
+    AdaptConfig, AdaptError, AnswerBy, AnswerTime, ConditionConfig, FrozenClassifier, GuardConfig, ObjectiveKind, OptimizerConfig,
+    TrainablePart,
 };
 use crate::model::ClassifierConfig;
 use crate::prediction::Prediction;
@@ -311,6 +312,7 @@ pub fn published(config: &AdaptConfig) -> AdaptConfig {
         norm_pace: 0.0,
         stretched_view: false,
         optimizer: OptimizerConfig::Sgd { momentum: 0.9 },
+        guard: GuardConfig::OPEN,
         condition: ConditionConfig { steps_per_window: 5, draws_per_step: 20, accumulation_steps: 9, same_noise: false },
         ..config.clone()
     }

@@ -7,6 +7,7 @@ pub mod dataset;
 pub mod evaluate;
 pub mod folder;
 pub mod methods;
+pub mod poison;
 pub mod report;
 pub mod statistics;
 pub mod streams;

@@ -6,20 +6,24 @@
 use super::classifier::{Classifier, Forward};
 use super::condition;
 use super::config::{AdaptConfig, ObjectiveKind};
+use super::frozen::FrozenClassifier;
 use super::judge::{Judge, Verdict};
+use super::lookout::Lookout;
 use super::objective::{LossAndGradient, cross_entropy, mean_logits, score};
 use super::optimizer::{Gradients, Optimizer, OptimizerState, StepError, StepReport};
 use crate::bundle::{Bundle, Statistics};
 use crate::diffusion::Timestep;
 use crate::frame::WeightsVersion;
+use crate::guard::{GuardState, Withheld};
 use crate::model::{ClassifierConfig, ParameterError, Tensors};
 use crate::noise::NoiseKey;
-use crate::observation::{SkipReason, WindowReport};
+use crate::observation::{CanaryReport, SkipReason, WindowReport};
 use crate::pipeline::{Adapted, Job, Outcome, WindowFrame};
 use crate::policy::{self, Decision, Evidence, Lesson, Ruling};
-use crate::state::{LearnerState, PolicyState};
+use crate::state::{Good, LearnerState, PolicyState};
 use candle_core::{Device, Tensor, Var};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Why the adapter cannot go on: weights or configuration that do not fit, or a bug.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +52,9 @@ pub struct Adapter {
     statistics: Statistics,
     version: WeightsVersion,
     policy: PolicyState,
+    guard: GuardState,
+    good: Option<Arc<Good>>,
+    lookout: Option<Lookout>,
 }
 
 impl Adapter {
@@ -55,10 +62,7 @@ impl Adapter {
     /// Where the bundle's weights or `learner` do not fit its configuration.
     pub fn new(bundle: &Bundle, config: &AdaptConfig, learner: LearnerState) -> Result<Self, AdaptError> {
         let source_model = Classifier::trainable(&bundle.classifier_config, &bundle.classifier, config.trainable)?;
-        let mut source = BTreeMap::new();
-        for (name, variable) in source_model.parameters().variables() {
-            source.insert(name.clone(), variable.flatten_all()?.to_vec1::<f32>()?);
-        }
+        let source = trainable_values(&source_model)?;
         let mut adapter = Self {
             timesteps: config.timesteps.iter().map(|&t| Timestep(t)).collect(),
             classifier: source_model,
@@ -70,6 +74,9 @@ impl Adapter {
             statistics: bundle.statistics.clone(),
             version: learner.version,
             policy: PolicyState::default(),
+            guard: GuardState::default(),
+            good: None,
+            lookout: Lookout::new(bundle)?,
             classifier_config: bundle.classifier_config,
             config: config.clone(),
         };
@@ -82,11 +89,70 @@ impl Adapter {
         match job {
             Job::Restore(learner) => self.restore(*learner).map(|()| None),
             Job::Window { index, frames } => {
-                let verdicts = self.judge(&frames)?;
-                let outcome = self.learn(&frames, &verdicts)?;
-                Ok(Some(Adapted { index, learner: self.state()?, outcome }))
+                let guarded = match self.guard.is_frozen {
+                    true => Guarded::skipped(SkipReason::Frozen),
+                    false => self.learn_guarded(index, frames)?,
+                };
+                let Guarded { withheld, canary, outcome } = guarded;
+                Ok(Some(Adapted { index, withheld, canary, learner: self.state()?, outcome }))
             }
         }
+    }
+
+    /// Learns from what the guard lets through, and takes it back where the canary shows harm.
+    fn learn_guarded(&mut self, index: u64, mut frames: Vec<WindowFrame>) -> Result<Guarded, AdaptError> {
+        let key = frames.last().map(|frame| frame.key);
+        let mut guarded = Guarded::skipped(SkipReason::Withheld);
+        guarded.withheld = self.guard.admit(&mut frames, self.classifier_config.image(), &self.config.guard);
+        if !frames.is_empty() {
+            guarded.outcome = self.learn_and_charge(&frames)?;
+        }
+        let is_look_due = (index + 1).is_multiple_of(self.config.guard.canary_every_windows);
+        if let Some(key) = key.filter(|_| is_look_due) {
+            guarded.canary = self.look_at_canary(key)?;
+        }
+        if guarded.canary.is_some_and(|canary| canary.evidence >= self.config.guard.canary_evidence_max) {
+            self.take_back()?;
+            guarded.outcome = Outcome::Skipped(SkipReason::Harmful, guarded.outcome.report().copied());
+        }
+        Ok(guarded)
+    }
+
+    /// Learns, and puts what moved the weights down to the cameras.
+    fn learn_and_charge(&mut self, frames: &[WindowFrame]) -> Result<Outcome, AdaptError> {
+        let verdicts = self.judge(frames)?;
+        let before = trainable_values(&self.classifier)?;
+        let outcome = self.learn(frames, &verdicts)?;
+        let change = if matches!(outcome, Outcome::Learned(_)) { self.distance_from(&before)? } else { 0.0 };
+        self.guard.shares.charge(frames.iter().map(|frame| frame.camera.as_str()), change, self.config.anchor_pull);
+        Ok(outcome)
+    }
+
+    /// What the canary says of the weights; remembers them where nothing speaks for harm.
+    fn look_at_canary(&mut self, key: NoiseKey) -> Result<Option<CanaryReport>, AdaptError> {
+        let Some(lookout) = &mut self.lookout else { return Ok(None) };
+        let weights = self.classifier.parameters().snapshot()?;
+        let adapted = FrozenClassifier::new(&self.classifier_config, &weights)?;
+        let report = lookout.look(&adapted, key, &self.config, &mut self.guard.evidence)?;
+        if self.guard.evidence.is_none() {
+            self.good = Some(Arc::new(Good { weights, optimizer: self.optimizer.state().clone(), policy: self.policy.clone() }));
+        }
+        Ok(Some(report))
+    }
+
+    /// Back to the last state that did no harm, and no further.
+    fn take_back(&mut self) -> Result<(), AdaptError> {
+        let version = WeightsVersion(self.version.0 + 1);
+        let source = || source_state(&self.source_tensors, version);
+        let good = self.good.clone();
+        let learner = good.as_ref().map_or_else(source, |good| LearnerState {
+            weights: good.weights.clone(),
+            optimizer: good.optimizer.clone(),
+            policy: good.policy.clone(),
+            ..source()
+        });
+        let guard = GuardState { is_frozen: true, ..self.guard.clone() };
+        self.restore(LearnerState { guard, good, ..learner })
     }
 
     /// The judge's verdicts on a window; they do not depend on the classifier. Those that the answers needed are there.
@@ -245,12 +311,14 @@ impl Adapter {
 
     /// |weights - source| / |source| over the trainable parameters.
     fn distance(&self) -> Result<f64, AdaptError> {
-        let mut squared = 0.0;
-        for (name, variable) in self.classifier.parameters().variables() {
-            let values = variable.flatten_all()?.to_vec1::<f32>()?;
-            squared += values.iter().zip(&self.source[name]).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>();
-        }
-        Ok(squared.sqrt() / self.source_norm)
+        self.distance_from(&self.source)
+    }
+
+    /// |weights - others| / |source| over the trainable parameters.
+    fn distance_from(&self, others: &BTreeMap<String, Vec<f32>>) -> Result<f64, AdaptError> {
+        let now = trainable_values(&self.classifier)?;
+        let squares = now.iter().flat_map(|(name, values)| values.iter().zip(&others[name])).map(|(&a, &b)| f64::from(a - b).powi(2));
+        Ok(squares.sum::<f64>().sqrt() / self.source_norm)
     }
 
     fn report(&self, ruling: &Ruling, verdicts: &[Verdict]) -> WindowReport {
@@ -271,6 +339,8 @@ impl Adapter {
             weights: self.classifier.parameters().snapshot()?,
             optimizer: self.optimizer.state().clone(),
             policy: self.policy.clone(),
+            guard: self.guard.clone(),
+            good: self.good.clone(),
         })
     }
 
@@ -281,6 +351,8 @@ impl Adapter {
         self.optimizer.restore(state);
         self.version = learner.version;
         self.policy = learner.policy;
+        self.guard = learner.guard;
+        self.good = learner.good;
         Ok(())
     }
 
@@ -293,6 +365,19 @@ impl Adapter {
         };
         fit(&state.first_moments, &|_, _| true)
             && fit(&state.second_moments, &|name, variable| self.config.optimizer.has_second_moments(name, variable))
+    }
+}
+
+/// What came of a window.
+struct Guarded {
+    withheld: Withheld,
+    canary: Option<CanaryReport>,
+    outcome: Outcome,
+}
+
+impl Guarded {
+    fn skipped(reason: SkipReason) -> Self {
+        Self { withheld: Withheld::default(), canary: None, outcome: Outcome::Skipped(reason, None) }
     }
 }
 
@@ -313,11 +398,24 @@ fn planes(frames: &[WindowFrame], view: usize) -> Vec<f32> {
     frames.iter().flat_map(planes).collect()
 }
 
+/// Values of the parameters that learn, by name.
+fn trainable_values(classifier: &Classifier) -> Result<BTreeMap<String, Vec<f32>>, AdaptError> {
+    let variables = classifier.parameters().variables();
+    variables.iter().map(|(name, variable)| Ok((name.clone(), variable.flatten_all()?.to_vec1::<f32>()?))).collect()
+}
+
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|value| value * value).sum::<f64>().sqrt()
 }
 
 /// The state that adaptation starts from: the source weights, nothing learned.
 pub fn source_state(source: &Tensors, version: WeightsVersion) -> LearnerState {
-    LearnerState { version, weights: source.clone(), optimizer: Default::default(), policy: PolicyState::default() }
+    LearnerState {
+        version,
+        weights: source.clone(),
+        optimizer: OptimizerState::default(),
+        policy: PolicyState::default(),
+        guard: GuardState::default(),
+        good: None,
+    }
 }

@@ -1,6 +1,7 @@
 //! What the configuration says of adaptation: the `[adapt]` table.
 
 use super::optimizer::OptimizerConfig;
+use crate::diffusion::stretch;
 use serde::{Deserialize, Serialize};
 
 /// Which weights answer a frame.
@@ -78,6 +79,36 @@ pub struct GateConfig {
     pub consistency: f64,
 }
 
+/// The rules of [`crate::guard`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuardConfig {
+    /// Times that like frames are learned from.
+    pub repeats_max: u32,
+    /// Times the mean of all cameras that one camera may have moved the weights lately, at least 1.
+    pub camera_share_max: f64,
+    /// Windows between two looks at the canary.
+    pub canary_every_windows: u64,
+    /// Images that a look draws.
+    pub canary_images: u32,
+    /// How much worse than the source on the canary the classifier may be, 0..1.
+    pub canary_tolerance: f64,
+    /// Evidence of more harm at which what was learned is taken back, above 1: without harm, once in so many images at most.
+    pub canary_evidence_max: f64,
+}
+
+impl GuardConfig {
+    /// Withholds nothing and takes nothing back.
+    pub const OPEN: Self = Self {
+        repeats_max: u32::MAX,
+        camera_share_max: f64::MAX,
+        canary_every_windows: 1_000_000,
+        canary_images: 1,
+        canary_tolerance: 0.0,
+        canary_evidence_max: f64::MAX,
+    };
+}
+
 /// Diffusion-TTA's own numbers; used by the `condition` objective alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -132,6 +163,7 @@ pub struct AdaptConfig {
     pub stretched_view: bool,
     pub optimizer: OptimizerConfig,
     pub gate: GateConfig,
+    pub guard: GuardConfig,
     pub condition: ConditionConfig,
 }
 
@@ -148,6 +180,16 @@ impl AdaptConfig {
     /// How far the diffusion model counts in an answer, by whether it is heard.
     pub fn answer_weight(&self, is_judge_heard: bool) -> f64 {
         if is_judge_heard { self.judge_weight } else { self.judge_weight_shut }
+    }
+
+    /// The views of an image (C, H, W), (V, C, H, W): as it was taken and, where that is configured, stretched to full range.
+    pub fn views(&self, image: &[f32]) -> Vec<f32> {
+        let mut views = image.to_vec();
+        if self.stretched_view {
+            views.extend_from_slice(image);
+            stretch(&mut views[image.len()..]);
+        }
+        views
     }
 
     /// Checks every range; `num_timesteps` is that of the diffusion model.
@@ -193,6 +235,22 @@ impl AdaptConfig {
             ("gate.diversity_slack", self.gate.diversity_slack.to_string(), unit.contains(&self.gate.diversity_slack), "0 to 1"),
             ("gate.tolerance", self.gate.tolerance.to_string(), unit.contains(&self.gate.tolerance), "0 to 1"),
             ("gate.confidence_min", self.gate.confidence_min.to_string(), unit.contains(&self.gate.confidence_min), "0 to 1"),
+            ("guard.repeats_max", self.guard.repeats_max.to_string(), self.guard.repeats_max >= 1, "at least 1"),
+            ("guard.camera_share_max", self.guard.camera_share_max.to_string(), self.guard.camera_share_max >= 1.0, "at least 1"),
+            (
+                "guard.canary_every_windows",
+                self.guard.canary_every_windows.to_string(),
+                (1..=1_000_000).contains(&self.guard.canary_every_windows),
+                "1 to 1000000",
+            ),
+            ("guard.canary_images", self.guard.canary_images.to_string(), (1..=1024).contains(&self.guard.canary_images), "1 to 1024"),
+            (
+                "guard.canary_tolerance",
+                self.guard.canary_tolerance.to_string(),
+                (0.0..1.0).contains(&self.guard.canary_tolerance),
+                "0, below 1",
+            ),
+            ("guard.canary_evidence_max", self.guard.canary_evidence_max.to_string(), self.guard.canary_evidence_max > 1.0, "above 1"),
             (
                 "condition.steps_per_window",
                 self.condition.steps_per_window.to_string(),

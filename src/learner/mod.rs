@@ -6,12 +6,15 @@ pub mod condition;
 mod config;
 mod frozen;
 mod judge;
+mod lookout;
 pub mod objective;
 mod optimizer;
 
 pub use adapter::{AdaptError, Adapter, source_state};
 pub use classifier::{Classifier, Description, Forward};
-pub use config::{AdaptConfig, AdaptRangeError, AnswerBy, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, TrainablePart};
+pub use config::{
+    AdaptConfig, AdaptRangeError, AnswerBy, AnswerTime, ConditionConfig, GateConfig, GuardConfig, ObjectiveKind, TrainablePart,
+};
 pub use frozen::FrozenClassifier;
 pub use judge::{Judge, Verdict};
 pub use optimizer::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport, accumulate, collect};

@@ -1,10 +1,11 @@
 //! What goes into the pipeline and what comes out: plain values.
 
 use crate::frame::{ClassIndex, Frame, FrameSeq};
+use crate::guard::Withheld;
 use crate::learner::Verdict;
 use crate::model::ParameterError;
 use crate::noise::NoiseKey;
-use crate::observation::{DriftState, Observation, SkipReason, WindowReport};
+use crate::observation::{CanaryReport, DriftState, Observation, SkipReason, WindowReport};
 use crate::prediction::Prediction;
 use crate::state::{DurableState, LearnerState};
 
@@ -59,6 +60,7 @@ pub enum Job {
 /// What the adapter needs of a frame.
 #[derive(Clone, Debug)]
 pub struct WindowFrame {
+    pub camera: String,
     /// Key of the noise that the judge adds.
     pub key: NoiseKey,
     /// (V, C, H, W), -1..=1: the views of the frame, as it was taken and, where that is configured, stretched to full range.
@@ -72,6 +74,9 @@ pub struct WindowFrame {
 /// What came of a window.
 pub struct Adapted {
     pub index: u64,
+    pub withheld: Withheld,
+    /// After windows with a look at the canary.
+    pub canary: Option<CanaryReport>,
     /// A deep copy: shares no memory with the adapter.
     pub learner: LearnerState,
     pub outcome: Outcome,
@@ -82,6 +87,16 @@ pub struct Adapted {
 pub enum Outcome {
     Learned(WindowReport),
     Skipped(SkipReason, Option<WindowReport>),
+}
+
+impl Outcome {
+    /// Where the window was judged.
+    pub fn report(&self) -> Option<&WindowReport> {
+        match self {
+            Self::Learned(report) => Some(report),
+            Self::Skipped(_, report) => report.as_ref(),
+        }
+    }
 }
 
 /// Where the pipeline starts.
@@ -95,8 +110,14 @@ pub enum Start {
 /// The numbers behind `status` and the page.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Status {
-    /// "on" or "off"
+    /// "on" or "off": the operators' last word.
     pub adapt: &'static str,
+    /// Number of the operators' last decision, from 1; 0 before the first.
+    pub decision: u64,
+    /// Whether the guard has stopped adaptation, whatever they said.
+    pub frozen: bool,
+    /// Share of the canary that the source gets right and the weights do not, less the reverse: -1..=1, a running mean.
+    pub canary_harm: f64,
     /// Version of the weights that answer.
     pub weights_version: u64,
     /// Last applied sequence.

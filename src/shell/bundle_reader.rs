@@ -2,7 +2,10 @@
 
 use crate::bundle::{Bundle, Statistics};
 use crate::config::{BundleConfig, Config};
-use crate::model::{Dit, ParameterError, Tensors, parameters, published};
+use crate::frame::Image;
+use crate::guard::canary::Canary;
+use crate::model::{Dit, ImageShape, ParameterError, Tensors, parameters, published};
+use candle_core::{DType, Device, Tensor, safetensors};
 use std::path::{Path, PathBuf};
 
 /// Seed of the parameters that shapes are compared with; their values are not used.
@@ -21,6 +24,8 @@ pub enum BundleReadError {
     Statistics { path: PathBuf, source: serde_json::Error },
     #[error("{path} is not text, or names no class")]
     Labels { path: PathBuf },
+    #[error("canary {path}: {source}")]
+    Canary { path: PathBuf, source: candle_core::Error },
 }
 
 /// Reads and checks all files of a bundle; warns of statistics that were measured with other draws than `config` asks for.
@@ -54,6 +59,7 @@ fn read(config: &BundleConfig) -> Result<Bundle, BundleReadError> {
     let classifier = |tensors| checked(tensors, &classifier_config.initialize(SHAPE_SEED)?);
     let diffusion =
         |tensors| checked(published::to_own_layout(tensors, &diffusion_config)?, &Dit::initialize(&diffusion_config, SHAPE_SEED)?);
+    let canary = canary(&read(&files.canary)?, classifier_config.image(), labels.len());
     let statistics = serde_json::from_slice::<Statistics>(&read(&files.statistics)?);
     Ok(Bundle {
         classifier: tensors(&files.classifier, &classifier)?,
@@ -61,6 +67,7 @@ fn read(config: &BundleConfig) -> Result<Bundle, BundleReadError> {
         classifier_config,
         diffusion_config,
         labels,
+        canary: canary.map_err(|source| BundleReadError::Canary { path: files.canary.clone(), source })?,
         statistics: statistics.map_err(|source| BundleReadError::Statistics { path: files.statistics.clone(), source })?,
     })
 }
@@ -85,6 +92,29 @@ fn read_checked(path: &Path, hashes_path: &Path, hashes: &str) -> Result<Vec<u8>
         return Err(BundleReadError::Hash { path: path.to_owned(), hashes: hashes_path.to_owned(), expected, got });
     }
     Ok(bytes)
+}
+
+/// `images` (N, C, H, W) of bytes and `labels` (N) of u32, in a safetensors file.
+fn canary(bytes: &[u8], shape: ImageShape, classes: usize) -> candle_core::Result<Canary> {
+    let tensors = safetensors::load_buffer(bytes, &Device::Cpu)?;
+    let named = |name: &str| tensors.get(name).ok_or_else(|| candle_core::Error::msg(format!("there is no tensor {name:?}")));
+    let (images, labels) = (named("images")?, named("labels")?.to_vec1::<u32>()?);
+    let ImageShape { channels, height, width } = shape;
+    let expected = [labels.len(), channels, height, width];
+    if labels.is_empty() || images.dims() != expected || images.dtype() != DType::U8 {
+        candle_core::bail!("images are {:?} of {:?}, must be {expected:?} of U8, and at least one", images.dims(), images.dtype());
+    }
+    if let Some(label) = labels.iter().find(|&&label| label as usize >= classes) {
+        candle_core::bail!("label {label} of {classes} classes");
+    }
+    let planes = |image: Tensor| {
+        let mut planes = vec![0f32; shape.elements()];
+        let interleaved = image.permute((1, 2, 0))?.flatten_all()?.to_vec1::<u8>()?;
+        Image::new(channels, height, width, interleaved).write_planes(&mut planes);
+        Ok::<_, candle_core::Error>(planes)
+    };
+    let images = (0..labels.len()).map(|n| planes(images.get(n)?)).collect::<Result<Vec<_>, _>>()?.concat();
+    Ok(Canary { images, labels: labels.iter().map(|&label| label as usize).collect() })
 }
 
 fn labels(path: &Path, bytes: Vec<u8>) -> Result<Vec<String>, BundleReadError> {

@@ -342,7 +342,10 @@ impl Daemon {
         let replies = vec![Reply { to, body: serde_json::json!({}) }];
         self.lines.store.push(StoreOrder::Save(Save { state: Box::new(state), ticket: 0, replies }));
         if let Ok(Err(error)) = written.await {
-            tracing::error!(error, "the start is not on the disk: after a crash the answers until the next checkpoint may differ");
+            tracing::error!(
+                error = error.text,
+                "the start is not on the disk: after a crash the answers until the next checkpoint may differ"
+            );
         }
     }
 

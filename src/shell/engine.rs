@@ -8,7 +8,7 @@
 
 use super::decision_log::{Action, Decided, DecisionLog};
 use super::in_hand::InHand;
-use super::queue::{Answer, Arrival, AtLimit, Inbox, Input, Order, Outbox, Outgoing};
+use super::queue::{Answer, Arrival, Asker, AtLimit, Inbox, Input, Order, Outbox, Outgoing, Refusal};
 use super::replay::{Answered, PredictionId, Replayed};
 use super::status::Shared;
 use super::store_thread::{Reply, Save, StoreOrder, StoreQueue};
@@ -22,7 +22,7 @@ use crate::pipeline::{Decision, Effect, Event, Job, Pipeline, PipelineError};
 use crate::prediction::{Prediction, StageLatency};
 use crate::proof::{HistoryId, PROOF_HEADER, Proof};
 use crate::state::DurableState;
-use crate::wire::{self, Command, EventRecord, Format, Subjects};
+use crate::wire::{self, Command, ControlError, EventRecord, Format, Subjects, Terms};
 use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
 use std::collections::{BTreeMap, VecDeque};
@@ -90,7 +90,7 @@ pub struct Engine {
     windows_out: usize,
     history: History,
     /// Decisions that wait until they can be applied, oldest first.
-    deciding: VecDeque<(Decision, Action, oneshot::Sender<Answer>)>,
+    deciding: VecDeque<(Decision, Action, Asker)>,
     /// When the last commands came that change something; at most [`COMMANDS_MAX`].
     commanded: VecDeque<Instant>,
     /// Last states that events were published of.
@@ -254,18 +254,17 @@ impl Engine {
                 self.apply(Event::Adapted(adapted))
             }
             Order::Label { camera, label } => self.apply(Event::Label { camera, frame_id: label.frame_id, label: label.label }),
-            Order::Control(command, reply) => {
-                self.control(command, reply);
+            Order::Control(command, asker) => {
+                self.control(command, asker);
                 Ok(())
             }
-            Order::RollBack(generation, state, reply) => {
+            Order::RollBack(generation, state, asker) => {
                 match self.pipeline.check_rollback(&state) {
                     Ok(()) => {
                         let decision = Decision::RollBack(Box::new(state.learner));
-                        self.deciding.push_back((decision, Action::RollBack { generation }, reply));
+                        self.deciding.push_back((decision, Action::RollBack { generation }, asker));
                     }
-                    // The asker may have gone.
-                    Err(error) => drop(reply.send(Err(format!("that checkpoint is of another classifier: {error}")))),
+                    Err(error) => asker.answer(Err(format!("that checkpoint is of another classifier: {error}").into())),
                 }
                 Ok(())
             }
@@ -274,21 +273,26 @@ impl Engine {
     }
 
     /// What an operator asked for; the reply comes from the store, when a checkpoint is on the disk.
-    fn control(&mut self, command: Command, reply: oneshot::Sender<Answer>) {
+    fn control(&mut self, command: Command, asker: Asker) {
         if command != Command::Status && self.is_flooded() {
-            let limit = format!("more than {COMMANDS_MAX} commands in {} s: try again later", COMMANDS_PERIOD.as_secs());
-            // The asker may have gone.
-            let _ = reply.send(Err(limit));
+            let text = format!("more than {COMMANDS_MAX} commands in {} s: try again later", COMMANDS_PERIOD.as_secs());
+            asker.answer(Err(Refusal { outcome: "flood", text }));
             return;
         }
         match command {
-            Command::Adapt { enabled } => self.deciding.push_back((Decision::Adapt { enabled }, Action::Adapt { enabled }, reply)),
-            Command::Reset => self.deciding.push_back((Decision::Reset, Action::Reset {}, reply)),
-            Command::Checkpoint => self.save(reply),
-            // The asker may have gone.
-            Command::Status => drop(reply.send(Ok(self.lines.shared.report()))),
-            Command::RollBack { generation } => self.lines.store.push(StoreOrder::Read { generation, reply }),
+            Command::Adapt { enabled } => self.deciding.push_back((Decision::Adapt { enabled }, Action::Adapt { enabled }, asker)),
+            Command::Reset => self.deciding.push_back((Decision::Reset, Action::Reset {}, asker)),
+            Command::Checkpoint => match self.check(asker.terms) {
+                Ok(()) => self.save(asker.reply),
+                Err(error) => asker.answer(Err((&error).into())),
+            },
+            Command::Status => asker.answer(Ok(self.lines.shared.report())),
+            Command::RollBack { generation } => self.lines.store.push(StoreOrder::Read { generation, asker }),
         }
+    }
+
+    fn check(&self, terms: Terms) -> Result<(), ControlError> {
+        terms.check(self.pipeline.next_decision(), (telemetry::seconds_since_1970() * 1e9) as i64)
     }
 
     /// Counts a command; true where there were too many lately.
@@ -306,22 +310,27 @@ impl Engine {
     fn decide(&mut self) -> Result<(), PipelineError> {
         while !self.is_replaying()
             && self.pipeline.is_settled()
-            && let Some((decision, action, reply)) = self.deciding.pop_front()
+            && let Some((decision, action, asker)) = self.deciding.pop_front()
         {
-            // What is so already needs no decision.
-            let is_new = !matches!(action, Action::Adapt { enabled } if enabled == self.pipeline.is_adapt_enabled());
+            // It may have waited for a replay, or behind another.
+            if let Err(error) = self.check(asker.terms) {
+                asker.answer(Err((&error).into()));
+                continue;
+            }
+            // What is so already needs no decision; "on" is one where the guard has stopped learning.
+            let is_so = |enabled| enabled == self.pipeline.is_adapt_enabled() && !(enabled && self.pipeline.is_frozen());
+            let is_new = !matches!(action, Action::Adapt { enabled } if is_so(enabled));
             if is_new {
                 let after = self.pipeline.sequence();
                 let (number, incarnation) = (self.pipeline.next_decision(), self.pipeline.incarnation().to_owned());
                 if let Err(error) = self.history.log.append(Decided { number, incarnation, after, action }) {
                     tracing::error!(%error, ?action, "not decided");
-                    // The asker may have gone.
-                    let _ = reply.send(Err(format!("nothing was changed, because it could not be written down: {error}")));
+                    asker.answer(Err(format!("nothing was changed, because it could not be written down: {error}").into()));
                     continue;
                 }
                 self.apply(Event::Decided(decision))?;
             }
-            self.save(reply);
+            self.save(asker.reply);
         }
         Ok(())
     }
@@ -330,6 +339,7 @@ impl Engine {
         let status = self.pipeline.status();
         let body = serde_json::json!({
             "adapt": status.adapt,
+            "decision": status.decision,
             "sequence": status.sequence,
             "weights_version": status.weights_version,
         });
@@ -355,6 +365,7 @@ impl Engine {
         let status = self.pipeline.status();
         telemetry::DRIFT_SCORE.set(status.drift_score);
         telemetry::PREDICTION_DIVERSITY.set(status.diversity);
+        telemetry::FROZEN.set(f64::from(u8::from(status.frozen)));
         self.lines.shared.set_pipeline(status);
         for effect in effects {
             match effect {
@@ -416,6 +427,7 @@ impl Engine {
                 EventRecord::Collapse { is_collapsed, diversity }
             }
             Observation::AdaptationSwitched { enabled } => EventRecord::Adapt { enabled },
+            Observation::Frozen { version } => EventRecord::Freeze { weights_version: version },
             Observation::WeightsReset => EventRecord::Reset {},
             Observation::RolledBack { version } => EventRecord::RollBack { weights_version: version },
             _ => return,

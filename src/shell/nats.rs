@@ -6,12 +6,12 @@
 //! because the client counts messages and not bytes; what it drops is an event, and counted.
 //! Absent on purpose: JetStream acknowledgements of frames. The checkpoint alone says where we are.
 
-use super::engine::Lines;
-use super::queue::{Arrival, Inbox, Order};
+use super::engine::{Lines, headers};
+use super::queue::{Answer, Arrival, Asker, Inbox, Order, Refusal};
 use super::status::{Phase, Shared};
 use super::telemetry;
 use crate::config::NatsConfig;
-use crate::wire::{self, Subjects};
+use crate::wire::{self, Command, Subjects, Terms};
 use async_nats::jetstream;
 use async_nats::service::{Request, Service, ServiceExt, endpoint::Endpoint};
 use async_nats::{Client, ConnectOptions, Event, Subscriber};
@@ -214,30 +214,28 @@ impl Control {
 
 async fn answer(request: Request, inbox: &Inbox, shared: &Shared) {
     let verb = request.message.subject.rsplit('.').next().unwrap_or_default().to_owned();
-    let reply = match wire::parse_control(&verb, &request.message.payload) {
+    let headers = headers(&request.message);
+    let command = wire::parse_control(&verb, &request.message.payload).and_then(|command| Ok((command, Terms::parse(&headers)?)));
+    let answer = match command {
         // Known without the device thread, which may be at work or not there yet.
-        Ok(wire::Command::Status) => shared.report(),
-        Ok(command) => match ask(inbox, command).await {
-            Ok(mut reply) => {
-                reply["ok"] = true.into();
-                reply
-            }
-            Err(error) => serde_json::json!({ "ok": false, "error": error }),
-        },
-        Err(error) => serde_json::json!({ "ok": false, "error": error.to_string() }),
+        Ok((Command::Status, _)) => Ok(shared.report()),
+        Ok((command, terms)) => ask(inbox, command, terms).await.map(|reply| wire::accepted(reply)),
+        Err(error) => Err((&error).into()),
     };
+    telemetry::CONTROL_MESSAGES.count_by(answer.as_ref().map_or_else(|refusal| refusal.outcome, |_| "done"));
+    let reply = answer.unwrap_or_else(|Refusal { outcome, text }| wire::refused(outcome, &text));
     tracing::info!(verb, %reply, "control");
     // Without a reply subject nobody listens; the command was carried out all the same.
     let _ = request.respond(Ok(reply.to_string().into())).await;
 }
 
 /// Hands a command to the device thread and waits for what came of it.
-async fn ask(inbox: &Inbox, command: wire::Command) -> Result<serde_json::Value, String> {
-    let (sender, answer) = oneshot::channel();
-    if !inbox.push_order(Order::Control(command, sender)) {
-        return Err("too many requests wait".to_owned());
+async fn ask(inbox: &Inbox, command: Command, terms: Terms) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    if !inbox.push_order(Order::Control(command, Asker { terms, reply })) {
+        return Err(Refusal { outcome: "flood", text: "too many requests wait".to_owned() });
     }
-    answer.await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()))
+    answer.await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned().into()))
 }
 
 /// Eight hex digits that nobody else is likely to have.

@@ -12,7 +12,7 @@ use super::telemetry;
 use crate::frame::FrameSeq;
 use crate::pipeline::Adapted;
 use crate::state::DurableState;
-use crate::wire::{self, Command, EventRecord, LabelMessage, Subjects};
+use crate::wire::{self, Command, ControlError, EventRecord, LabelMessage, Subjects, Terms};
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -33,7 +33,40 @@ pub struct Arrival {
 }
 
 /// What an operator gets to hear.
-pub type Answer = Result<serde_json::Value, String>;
+pub type Answer = Result<serde_json::Value, Refusal>;
+
+/// Why a command was not carried out.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Value of the metric label `outcome`.
+    pub outcome: &'static str,
+    pub text: String,
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self { outcome: "failed", text }
+    }
+}
+
+impl From<&ControlError> for Refusal {
+    fn from(error: &ControlError) -> Self {
+        Self { outcome: error.reason(), text: error.to_string() }
+    }
+}
+
+/// Who waits for what comes of a command, and on which terms it counts.
+pub struct Asker {
+    pub terms: Terms,
+    pub reply: oneshot::Sender<Answer>,
+}
+
+impl Asker {
+    /// Who asked may have gone.
+    pub fn answer(self, answer: Answer) {
+        let _ = self.reply.send(answer);
+    }
+}
 
 /// What overtakes frames.
 pub enum Order {
@@ -42,9 +75,9 @@ pub enum Order {
         camera: String,
         label: LabelMessage,
     },
-    Control(Command, oneshot::Sender<Answer>),
+    Control(Command, Asker),
     /// A checkpoint that the store has read for an operator.
-    RollBack(Generation, Box<DurableState>, oneshot::Sender<Answer>),
+    RollBack(Generation, Box<DurableState>, Asker),
     Stop,
 }
 

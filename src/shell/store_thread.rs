@@ -5,7 +5,7 @@
 //! applied and not answered come again after a crash.
 
 use super::engine::Lines;
-use super::queue::{Answer, Order, Outbox, Outgoing};
+use super::queue::{Answer, Asker, Order, Outbox, Outgoing};
 use super::store::{self, Generation, Store, StoreError};
 use super::telemetry;
 use crate::checkpoint::Meta;
@@ -43,14 +43,14 @@ pub enum StoreOrder {
     /// Read a generation for a roll-back; none is the one before the newest.
     Read {
         generation: Option<u64>,
-        reply: oneshot::Sender<Answer>,
+        asker: Asker,
     },
 }
 
 #[derive(Default)]
 struct Waiting {
     save: Option<Save>,
-    reads: VecDeque<(Option<u64>, oneshot::Sender<Answer>)>,
+    reads: VecDeque<(Option<u64>, Asker)>,
     is_closed: bool,
 }
 
@@ -66,8 +66,8 @@ impl StoreQueue {
         let mut waiting = self.waiting.lock();
         match order {
             StoreOrder::Save(save) => waiting.put(save),
-            StoreOrder::Read { reply, .. } if waiting.reads.len() >= READS_MAX => refuse(reply, "too many requests wait"),
-            StoreOrder::Read { generation, reply } => waiting.reads.push_back((generation, reply)),
+            StoreOrder::Read { asker, .. } if waiting.reads.len() >= READS_MAX => refuse(asker.reply, "too many requests wait"),
+            StoreOrder::Read { generation, asker } => waiting.reads.push_back((generation, asker)),
         }
         self.arrived.notify_one();
     }
@@ -85,8 +85,8 @@ impl StoreQueue {
             if let Some(save) = waiting.save.take() {
                 return Some(StoreOrder::Save(save));
             }
-            if let Some((generation, reply)) = waiting.reads.pop_front() {
-                return Some(StoreOrder::Read { generation, reply });
+            if let Some((generation, asker)) = waiting.reads.pop_front() {
+                return Some(StoreOrder::Read { generation, asker });
             }
             if waiting.is_closed {
                 return None;
@@ -128,7 +128,7 @@ fn refuse_all(replies: Vec<Reply>, error: &str) {
 
 fn refuse(to: oneshot::Sender<Answer>, error: &str) {
     // Who asked may have gone.
-    let _ = to.send(Err(error.to_owned()));
+    let _ = to.send(Err(error.to_owned().into()));
 }
 
 /// Writes and reads until the queue is closed and empty.
@@ -149,7 +149,7 @@ pub fn run(store: &mut Store, dir: &Path, meta: &Meta, lines: &Lines, subjects: 
                     lines.store.put_back(save);
                 }
             }
-            StoreOrder::Read { generation, reply } => read(dir, generation, reply, lines),
+            StoreOrder::Read { generation, asker } => read(dir, generation, asker, lines),
         }
     }
 }
@@ -181,15 +181,15 @@ fn write(store: &mut Store, meta: &Meta, save: Save, outbox: &Outbox, subjects: 
     }
 }
 
-fn read(dir: &Path, generation: Option<u64>, reply: oneshot::Sender<Answer>, lines: &Lines) {
+fn read(dir: &Path, generation: Option<u64>, asker: Asker, lines: &Lines) {
     let generation = match generation {
         Some(generation) => Ok(Some(Generation(generation))),
         None => generation_before(dir),
     };
     match generation.and_then(|generation| generation.map(|of| store::load(dir, of).map(|(state, _)| (of, state))).transpose()) {
-        Ok(Some((generation, state))) => drop(lines.inbox.push_order(Order::RollBack(generation, Box::new(state), reply))),
-        Ok(None) => refuse(reply, "there is no checkpoint with earlier weights"),
-        Err(error) => refuse(reply, &error.to_string()),
+        Ok(Some((generation, state))) => drop(lines.inbox.push_order(Order::RollBack(generation, Box::new(state), asker))),
+        Ok(None) => refuse(asker.reply, "there is no checkpoint with earlier weights"),
+        Err(error) => refuse(asker.reply, &error.to_string()),
     }
 }
 

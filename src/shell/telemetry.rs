@@ -65,6 +65,10 @@ impl Metric {
         metrics::counter!(self.name, self.label.unwrap_or_default() => value.into()).increment(1);
     }
 
+    pub fn add_by(&self, value: &'static str, amount: u32) {
+        metrics::counter!(self.name, self.label.unwrap_or_default() => value).increment(u64::from(amount));
+    }
+
     pub fn set(&self, value: f64) {
         metrics::gauge!(self.name).set(value);
     }
@@ -143,7 +147,12 @@ metrics_table! {
     // Adaptation
     ADAPT_ENABLED = Metric::new("undrift_adapt_enabled", Gauge, "", "1 while adaptation is switched on.");
     ADAPT_STEPS = Metric::new("undrift_adapt_steps_total", Counter, "", "Windows by what came of them: applied, or the reason why not.")
-        .by("outcome", &["applied", "disabled", "overload", "unreliable", "rejected"]);
+        .by("outcome", &["applied"]);
+    FRAMES_WITHHELD = Metric::new("undrift_frames_withheld_total", Counter, "", "Frames that were answered and not learned from: their like was often enough, or their camera has taught more than its share.")
+        .by("reason", &["repeated", "over_share"]);
+    FROZEN = Metric::new("undrift_frozen", Gauge, "", "1 from when what was learned turned out to do harm until an operator switches adaptation on.");
+    CANARY_HARM = Metric::new("undrift_canary_harm_ratio", Gauge, "ratio", "Share of the canary's images that the source gets right and the weights do not, less the reverse; below 0 is a gain.");
+    CANARY_EVIDENCE = Metric::new("undrift_canary_evidence", Gauge, "", "Evidence that the weights do harm: about 1 without, canary_evidence_max when they are taken back.");
     ADAPT_LOSS = Metric::new("undrift_adapt_loss", Gauge, "", "Objective on the last window, before the adaptation step.");
     DENOISING_LOSS = Metric::new("undrift_denoising_loss", Gauge, "", "Denoising loss of the diffusion model on the last window, under the best class.");
     GRADIENT_NORM = Metric::new("undrift_gradient_norm", Gauge, "", "Euclidean norm of the last gradient, before clipping.");
@@ -151,7 +160,9 @@ metrics_table! {
     RELIABILITY = Metric::new("undrift_reliability_ratio", Gauge, "ratio", "How far the diffusion model is believed.");
     WEIGHTS_DISTANCE = Metric::new("undrift_weights_distance_ratio", Gauge, "ratio", "Distance of the weights from the source weights, over the norm of the source weights.");
     WEIGHTS_VERSION = Metric::new("undrift_weights_version", Gauge, "", "Version of the weights that answer.");
-    RESETS = Metric::new("undrift_resets_total", Counter, "", "Resets and roll-backs by an operator.").by("reason", &["reset", "rollback"]);
+    CONTROL_MESSAGES = Metric::new("undrift_control_messages_total", Counter, "", "Messages on the control subjects by what came of them: done, or why not.")
+        .by("outcome", &["done", "failed", "flood", "verb", "size", "payload", "header", "stale", "expired"]);
+    RESETS = Metric::new("undrift_resets_total", Counter, "", "Times that weights were taken back: by an operator, or by the guard.").by("reason", &["reset", "rollback", "freeze"]);
     // Accuracy and drift
     ACCURACY = Metric::new("undrift_accuracy_ratio", Gauge, "ratio", "Prequential accuracy over the last labelled frames.").by("model", &["adapted", "source"]);
     ESTIMATED_ACCURACY = Metric::new("undrift_estimated_accuracy_ratio", Gauge, "ratio", "Accuracy of the answers as estimated without labels.");
@@ -316,6 +327,15 @@ impl Telemetry {
                 });
             }
             Observation::Collapse { is_collapsed, .. } => COLLAPSE.set(f64::from(u8::from(*is_collapsed))),
+            Observation::Withheld(withheld) => {
+                FRAMES_WITHHELD.add_by("repeated", withheld.repeated);
+                FRAMES_WITHHELD.add_by("over_share", withheld.over_share);
+            }
+            Observation::Canary(canary) => {
+                CANARY_HARM.set(canary.harm);
+                CANARY_EVIDENCE.set(canary.evidence);
+            }
+            Observation::Frozen { .. } => RESETS.count_by("freeze"),
             Observation::AdaptationSwitched { enabled } => ADAPT_ENABLED.set(f64::from(u8::from(*enabled))),
             Observation::WeightsReset => RESETS.count_by("reset"),
             Observation::RolledBack { .. } => RESETS.count_by("rollback"),

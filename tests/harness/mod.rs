@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
+use candle_core::{Device, Tensor, safetensors};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::future::Future;
@@ -302,7 +303,11 @@ pub fn copy_folder(from: &Path, to: &Path) {
 
 /// Sends a control message as any NATS client would, and reads the reply.
 pub async fn control(client: &async_nats::Client, verb: &str, payload: &str) -> serde_json::Value {
-    let request = async_nats::Request::new().payload(payload.to_owned().into()).timeout(Some(PATIENCE));
+    control_on_terms(client, verb, payload, &[]).await
+}
+
+pub async fn control_on_terms(client: &async_nats::Client, verb: &str, payload: &str, terms: &[(&str, &str)]) -> serde_json::Value {
+    let request = async_nats::Request::new().headers(headers(terms)).payload(payload.to_owned().into()).timeout(Some(PATIENCE));
     let reply = client.send_request(format!("undrift.v1.control.{verb}"), request).await.expect("the daemon replies");
     serde_json::from_slice(&reply.payload).expect("the reply is JSON")
 }
@@ -337,6 +342,7 @@ classifier = "classifier.safetensors"
 diffusion = "diffusion.safetensors"
 labels = "labels.txt"
 statistics = "statistics.json"
+canary = "canary.safetensors"
 hashes = "BLAKE3SUMS"
 [image]
 channels = 1
@@ -400,6 +406,13 @@ diversity_slack = 1.0
 tolerance = 1.0
 confidence_min = 0.0
 consistency = 0.0
+[adapt.guard]
+repeats_max = 1000000
+camera_share_max = 2.0
+canary_every_windows = 2
+canary_images = 4
+canary_tolerance = 0.5
+canary_evidence_max = 1e9
 [adapt.condition]
 steps_per_window = 1
 draws_per_step = 1
@@ -431,11 +444,19 @@ fn write_bundle(dir: &Path) {
         "calibration": { "prior_weight": 1.0, "judge_weight": 0.2 },
         "entropy": { "mean": 2.0, "standard_deviation": 0.5 }, "denoising_loss": { "mean": 1.0, "standard_deviation": 0.5 },
     });
+    let canary_bytes: Vec<u8> = (0..8 * 1024u32).map(|n| (n * n / 7 % 251) as u8).collect();
+    let canary = HashMap::from([
+        ("images", Tensor::from_vec(canary_bytes, (8, 1, 32, 32), &Device::Cpu).expect("a tensor")),
+        ("labels", Tensor::arange(0u32, 8, &Device::Cpu).expect("a tensor")),
+    ]);
+    let canary_path = dir.join("canary.safetensors");
+    safetensors::save(&canary, &canary_path).expect("the temporary folder takes files");
     let files = [
         ("classifier.safetensors", weights(Vit::initialize(&VitConfig { trunk, classes: CLASSES }, 1).expect("the sizes fit"))),
         ("diffusion.safetensors", weights(Dit::initialize(&diffusion, 2).expect("the sizes fit"))),
         ("labels.txt", labels.into_bytes()),
         ("statistics.json", statistics.to_string().into_bytes()),
+        ("canary.safetensors", std::fs::read(canary_path).expect("it was just written")),
     ];
     let mut hashes = String::new();
     for (name, bytes) in &files {

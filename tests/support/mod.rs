@@ -2,12 +2,14 @@
 
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use undrift::checkpoint::Meta;
 use undrift::frame::{FrameSeq, WeightsVersion};
+use undrift::guard::GuardState;
 use undrift::learner::OptimizerState;
-use undrift::model::Tensors;
+use undrift::model::{ImageShape, Tensors};
 use undrift::noise::NoiseKey;
-use undrift::state::{Control, DurableState, FrameMark, LearnerState, MonitorState, PolicyState, Served};
+use undrift::state::{Control, DurableState, FrameMark, Good, LearnerState, MonitorState, PolicyState, Served};
 
 /// A state after `frames` frames with one pending window and weights of `rows` x 8 and 3; equal arguments give equal bits.
 pub fn state(frames: u64, rows: usize) -> DurableState {
@@ -18,7 +20,9 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
         is_judge_heard: version == 1,
     };
     let moments = |seed: u64| BTreeMap::from([("head.weight".to_owned(), normal(seed, 8 * rows))]);
+    let optimizer = |seed: u64| OptimizerState { steps: frames / 16, first_moments: moments(seed), second_moments: moments(seed + 1) };
     let average = |name: &str, value: f64| BTreeMap::from([(name.to_owned(), value)]);
+    let policy = || PolicyState { averages: average("reliability", 0.1 + 0.2), is_judge_heard: true };
     DurableState {
         incarnation: "FRAMES 2024-01-01T00:00:00Z".to_owned(),
         sequence: FrameSeq(frames + 3),
@@ -32,11 +36,23 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
         learner: LearnerState {
             version: WeightsVersion(2),
             weights: weights(frames + 2, rows),
-            optimizer: OptimizerState { steps: frames / 16, first_moments: moments(frames + 3), second_moments: moments(frames + 4) },
-            policy: PolicyState { averages: average("reliability", 0.1 + 0.2), is_judge_heard: true },
+            optimizer: optimizer(frames + 3),
+            policy: policy(),
+            guard: guard(),
+            good: Some(Arc::new(Good { weights: weights(frames + 5, rows), optimizer: optimizer(frames + 6), policy: policy() })),
         },
         monitor: MonitorState { averages: average("entropy", -0.0), hits: [(true, false), (false, false)].into() },
     }
+}
+
+/// A guard that has seen a frame, a camera and harm.
+fn guard() -> GuardState {
+    let mut guard = GuardState { is_frozen: true, ..GuardState::default() };
+    guard.evidence.add(true, false, 0.05);
+    guard.shares.see(std::iter::once("door"));
+    guard.shares.charge(std::iter::once("door"), 0.25, 0.0);
+    guard.repeats.is_repeat(&[0.5; 64], ImageShape { channels: 1, height: 8, width: 8 }, 1);
+    guard
 }
 
 /// What is written with it.

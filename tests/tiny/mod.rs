@@ -3,7 +3,10 @@
 use candle_core::Tensor;
 use undrift::bundle::{Bundle, Calibration, Moments, Statistics};
 use undrift::frame::Image;
-use undrift::learner::{AdaptConfig, AnswerBy, AnswerTime, ConditionConfig, GateConfig, ObjectiveKind, OptimizerConfig, TrainablePart};
+use undrift::guard::canary::Canary;
+use undrift::learner::{
+    AdaptConfig, AnswerBy, AnswerTime, ConditionConfig, GateConfig, GuardConfig, ObjectiveKind, OptimizerConfig, TrainablePart,
+};
 use undrift::model::{ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, Tensors, TrunkConfig, Vit, VitConfig};
 use undrift::noise::NoiseKey;
 
@@ -42,7 +45,15 @@ pub fn bundle(channels: usize, conditioning: ClassConditioning) -> Bundle {
             entropy: Moments { mean: 0.5, standard_deviation: 0.3 },
             ..Statistics::default()
         },
+        canary: canary(channels),
     }
+}
+
+/// Images of noise, with labels that mean as little.
+fn canary(channels: usize) -> Canary {
+    let mut images = vec![0f32; 16 * 64 * channels];
+    images.chunks_exact_mut(64 * channels).zip(1000..).for_each(|(planes, seed)| image(channels, seed).write_planes(planes));
+    Canary { images, labels: (0..16).map(|n| n % CLASSES).collect() }
 }
 
 /// Windows of four frames, lag 2, a gate that is open.
@@ -69,6 +80,14 @@ pub fn config() -> AdaptConfig {
         stretched_view: true,
         optimizer: OptimizerConfig::ADAM_W,
         gate: GateConfig { memory_frames: 16.0, margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, confidence_min: 0.0, consistency: 0.0 },
+        guard: GuardConfig {
+            repeats_max: 4,
+            camera_share_max: 2.0,
+            canary_every_windows: 3,
+            canary_images: 4,
+            canary_tolerance: 0.1,
+            canary_evidence_max: 1e6,
+        },
         condition: ConditionConfig { steps_per_window: 2, draws_per_step: 3, accumulation_steps: 2, same_noise: false },
     }
 }
