@@ -26,12 +26,38 @@ impl ClassIndex {
 }
 
 /// Decoded pixels, 8 bit, row by row, channels interleaved: (H, W, C).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "StoredImage")]
 pub struct Image {
     channels: usize,
     height: usize,
     width: usize,
+    #[serde(with = "serde_bytes")]
     pixels: Vec<u8>,
+}
+
+/// An image as it is read, before it is believed.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredImage {
+    channels: usize,
+    height: usize,
+    width: usize,
+    #[serde(with = "serde_bytes")]
+    pixels: Vec<u8>,
+}
+
+impl TryFrom<StoredImage> for Image {
+    type Error = String;
+
+    fn try_from(stored: StoredImage) -> Result<Self, String> {
+        let StoredImage { channels, height, width, pixels } = stored;
+        let elements = channels.checked_mul(height).and_then(|elements| elements.checked_mul(width));
+        match elements == Some(pixels.len()) {
+            true => Ok(Self { channels, height, width, pixels }),
+            false => Err(format!("{} bytes are no image of {channels} x {height} x {width}", pixels.len())),
+        }
+    }
 }
 
 impl Image {
@@ -88,7 +114,8 @@ impl Image {
 }
 
 /// One image of one camera, decoded and brought to the bundle's shape.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Frame {
     /// Last token of the subject, or of the envelope; 1 to 64 characters of `[A-Za-z0-9_-]`.
     pub camera: String,

@@ -22,7 +22,7 @@ use crate::monitor::{self, Monitor};
 use crate::noise::NoiseSecret;
 use crate::observation::{Observation, SkipReason, WindowReport};
 use crate::prediction::{PREDICTION_VERSION, Prediction, RankedClass, StageLatency};
-use crate::state::{Control, DurableState, FrameMark, LearnerState, MonitorState, Served};
+use crate::state::{Control, DurableState, FrameMark, LearnerState, MonitorState, OpenFrame, Served};
 use std::collections::VecDeque;
 
 /// A frame that was applied.
@@ -99,6 +99,15 @@ impl Pipeline {
             Start::Resume { state, decisions } => (*state, decisions),
         };
         check_weights(&state, bundle)?;
+        // A window that is full by now, or of images of another size, cannot be gone on with.
+        let shape = bundle.classifier_config.image();
+        let fits = |open: &OpenFrame| {
+            let image = &open.frame.image;
+            (image.channels(), image.height(), image.width()) == (shape.channels, shape.height, shape.width)
+        };
+        if state.open.len() >= config.window || !state.open.iter().all(fits) {
+            state.open.clear();
+        }
         // Indices of another `window` mean nothing here: what is pending came out of windows before the next one.
         let last = (state.frames / u64::try_from(config.window).expect("at most 1024")).saturating_sub(1);
         state.pending.iter_mut().for_each(|served| served.window = served.window.map(|window| window.min(last)));
@@ -121,7 +130,7 @@ impl Pipeline {
             is_source_serving: parameters::are_equal(&state.serving.weights, &bundle.classifier)?,
             monitor: Monitor::new(bundle.statistics.clone(), bundle.labels.len(), state.monitor.clone()),
             whole: state.clone(),
-            current: state,
+            current: DurableState { open: Vec::new(), ..state },
             borders: VecDeque::new(),
             window: Vec::new(),
             awaited: VecDeque::new(),
@@ -129,6 +138,10 @@ impl Pipeline {
             decisions: decisions.into(),
             tally: Tally::default(),
         };
+        for OpenFrame { frame, is_judged, input_chain } in pipeline.whole.open.clone() {
+            let studied = pipeline.study(&frame, !is_judged)?;
+            pipeline.window.push(Taken { frame, studied, input_chain });
+        }
         // Nobody has seen anything of the time before yet, so nobody needs to be told.
         let next = FrameSeq(pipeline.current.sequence.0 + 1);
         pipeline.catch_up(next, &mut Vec::new())?;
@@ -207,6 +220,20 @@ impl Pipeline {
     /// The state to write when an operator asks: whole, at the last finished border. What was decided since is not in it.
     pub fn state(&self) -> DurableState {
         self.whole.clone()
+    }
+
+    /// The state after the last frame, with the window that is open, for an orderly stop; while the adapter has something in hand, that
+    /// of [`Self::state`].
+    pub fn state_at_stop(&self) -> DurableState {
+        if !self.awaited.is_empty() {
+            return self.state();
+        }
+        let open = |taken: &Taken| OpenFrame {
+            frame: taken.frame.clone(),
+            is_judged: taken.studied.verdict.is_some(),
+            input_chain: taken.input_chain,
+        };
+        DurableState { monitor: self.monitor.state().clone(), open: self.window.iter().map(open).collect(), ..self.current.clone() }
     }
 
     /// What the adapter goes on from.
@@ -592,6 +619,7 @@ pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String, b
         pending: Vec::new(),
         learner,
         monitor: MonitorState::default(),
+        open: Vec::new(),
     }
 }
 

@@ -1,10 +1,11 @@
 //! All that the next bit depends on, as one value.
 //!
-//! [`DurableState`] is what a checkpoint holds. It is taken at the border of a window, so it needs no frame: restarting
-//! from it and applying the frames after `sequence` gives what an uninterrupted run would have given.
+//! [`DurableState`] is what a checkpoint holds. It is taken at the border of a window, where it needs no frame, or at an orderly stop,
+//! where it has those of the window that is open: restarting from it and applying the frames after `sequence` gives what an
+//! uninterrupted run would have given.
 //! It splits into [`Scalars`], which serde writes, and named tensors.
 
-use crate::frame::{FrameSeq, WeightsVersion};
+use crate::frame::{Frame, FrameSeq, WeightsVersion};
 use crate::guard::GuardState;
 use crate::learner::OptimizerState;
 use crate::model::Tensors;
@@ -61,6 +62,17 @@ pub struct PolicyState {
     pub is_judge_heard: bool,
 }
 
+/// A frame of a window that is not full yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenFrame {
+    pub frame: Frame,
+    /// Whether the diffusion model has looked at it; not where too many frames waited.
+    pub is_judged: bool,
+    /// Of all frames up to this one.
+    pub input_chain: [u8; 32],
+}
+
 /// What operators have set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Control {
@@ -108,6 +120,8 @@ pub struct DurableState {
     pub pending: Vec<Served>,
     pub learner: LearnerState,
     pub monitor: MonitorState,
+    /// The window that is open, oldest first; empty at a border.
+    pub open: Vec<OpenFrame>,
 }
 
 /// The part of [`DurableState`] that is not tensors.
@@ -132,6 +146,7 @@ pub struct Scalars {
     /// Steps and policy of the good state, where there is one.
     good: Option<(u64, PolicyState)>,
     monitor: MonitorState,
+    open: Vec<OpenFrame>,
 }
 
 /// Parts that do not make a state.
@@ -163,6 +178,7 @@ impl DurableState {
             guard: self.learner.guard.clone(),
             good: self.learner.good.as_ref().map(|good| (good.optimizer.steps, good.policy.clone())),
             monitor: self.monitor.clone(),
+            open: self.open.clone(),
         };
         let mut tensors = Tensors::new();
         let mut put = |prefix: &str, part: &Tensors| {
@@ -231,6 +247,7 @@ impl DurableState {
             birth: scalars.birth,
             control: scalars.control,
             monitor: scalars.monitor,
+            open: scalars.open,
         })
     }
 }

@@ -278,6 +278,40 @@ fn a_restart_from_any_checkpoint_equals_the_run_that_was_not_interrupted() {
     }
 }
 
+#[test]
+fn a_restart_from_a_stop_within_a_window_applies_no_frame_again() {
+    for (lag, answer) in [(1, AnswerTime::Before), (2, AnswerTime::Before), (1, AnswerTime::After)] {
+        let config = AdaptConfig { lag, answer, ..tiny::config() };
+        let mut whole = Run::start(1, &config, None);
+        whole.feed(0..40, false, AtOnce);
+        whole.deliver();
+        let last = bytes(&whole.pipeline.state());
+        for stop in 1..40u64 {
+            let mut stopped = Run::start(1, &config, None);
+            stopped.feed(0..stop, false, AtLast);
+            stopped.deliver();
+            let state = stopped.pipeline.state_at_stop();
+            assert_eq!((state.sequence.0, state.open.len() as u64), (stop, stop % 4), "lag {lag}, {answer:?}");
+            let mut resumed = Run::start(1, &config, Some(state));
+            resumed.feed(stop..40, false, AtOnce);
+            resumed.deliver();
+            let answered = [stopped.predictions, resumed.predictions].concat();
+            assert_eq!(answered, whole.predictions, "stopped after {stop}, lag {lag}, {answer:?}");
+            assert_eq!(bytes(&resumed.pipeline.state()), last, "stopped after {stop}, lag {lag}, {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn an_open_window_of_another_length_or_image_is_closed_without_learning() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..11, false, AtOnce);
+    let state = run.pipeline.state_at_stop();
+    let mut narrow = Run::start(1, &AdaptConfig { window: 2, ..tiny::config() }, Some(state));
+    narrow.feed(11..15, false, AtOnce);
+    assert_eq!(narrow.predictions.len(), 4);
+}
+
 /// What an operator decides before frame `index`.
 fn decisions(run: &Run, index: u64) -> Vec<Decision> {
     match index {

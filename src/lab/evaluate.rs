@@ -68,6 +68,11 @@ impl Session {
         self.pipeline.state()
     }
 
+    /// State after the last frame, with the window that is open.
+    pub fn state_at_stop(&self) -> DurableState {
+        self.pipeline.state_at_stop()
+    }
+
     pub fn status(&self) -> Status {
         self.pipeline.status()
     }

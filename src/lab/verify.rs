@@ -248,7 +248,11 @@ impl Verifier {
         decisions.truncate(decided);
         self.decide(&mut session, &mut decisions, u64::MAX, keeps_states)?;
         // Labels that came later are no part of the stream, and nothing but metrics depends on them.
-        let state = DurableState { monitor: self.target.monitor.clone(), ..session.state() };
+        let state = if self.target.open.is_empty() { session.state() } else { session.state_at_stop() };
+        if keeps_states {
+            self.keep_state(&state)?;
+        }
+        let state = DurableState { monitor: self.target.monitor.clone(), ..state };
         match checkpoint::state_hash(&state)? == checkpoint::state_hash(&self.target)? {
             true => Ok(Verdict { is_true: true, ..self.verdict }),
             false => Ok(self.differs(after, Difference::State)),

@@ -75,6 +75,8 @@ impl Change {
         // The mark is of a frame that is not in the stream, or not under this number.
         let is_behind = last < state.sequence.0 || self == Self::New;
         state.mark = state.mark.filter(|_| !is_behind);
+        // Under another name their noise would be another.
+        state.open.clear();
         (state.incarnation, state.sequence) = (name, FrameSeq(last));
         let incarnation = state.incarnation.clone();
         match self {

@@ -450,8 +450,13 @@ impl Engine {
                 None => break,
             }
         }
-        self.persist(Box::new(self.pipeline.state()), Vec::new());
-        Ok(Finished { state: self.pipeline.state(), log: self.history.log, is_rewritten })
+        // Frames that no broker keeps are not kept here either.
+        let state = match self.codec.at_limit {
+            AtLimit::HoldBack if !is_rewritten => self.pipeline.state_at_stop(),
+            _ => self.pipeline.state(),
+        };
+        self.persist(Box::new(state.clone()), Vec::new());
+        Ok(Finished { state, log: self.history.log, is_rewritten })
     }
 }
 

@@ -4,12 +4,12 @@ use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use undrift::checkpoint::Meta;
-use undrift::frame::{FrameSeq, WeightsVersion};
+use undrift::frame::{ClassIndex, Frame, FrameSeq, Image, WeightsVersion};
 use undrift::guard::GuardState;
 use undrift::learner::OptimizerState;
 use undrift::model::{ImageShape, Tensors};
 use undrift::noise::NoiseKey;
-use undrift::state::{Control, DurableState, FrameMark, Good, LearnerState, MonitorState, PolicyState, Served};
+use undrift::state::{Control, DurableState, FrameMark, Good, LearnerState, MonitorState, OpenFrame, PolicyState, Served};
 
 /// A state after `frames` frames with one pending window and weights of `rows` x 8 and 3; equal arguments give equal bits.
 pub fn state(frames: u64, rows: usize) -> DurableState {
@@ -41,7 +41,22 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
             guard: guard(),
             good: Some(Arc::new(Good { weights: weights(frames + 5, rows), optimizer: optimizer(frames + 6), policy: policy() })),
         },
+        open: vec![OpenFrame { frame: frame(), is_judged: true, input_chain: [7; 32] }],
         monitor: MonitorState { averages: average("entropy", -0.0), hits: [(true, false), (false, false)].into() },
+    }
+}
+
+fn frame() -> Frame {
+    Frame {
+        camera: "door".to_owned(),
+        frame_id: "door:1".to_owned(),
+        sequence: FrameSeq(1),
+        capture_time_ns: Some(-1),
+        broker_time_ns: None,
+        label: Some(ClassIndex(2)),
+        domain: None,
+        payload_hash: [3; 32],
+        image: Image::new(3, 2, 1, (0..6).collect()),
     }
 }
 
