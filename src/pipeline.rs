@@ -405,7 +405,6 @@ impl Pipeline {
     fn close_window(&mut self, is_overloaded: bool, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         let index = self.window_index() - 1;
         let window = std::mem::take(&mut self.window);
-        self.current.monitor = self.monitor.state().clone();
         let skip = match (self.current.control.adapt_enabled, is_overloaded) {
             (false, _) => Some(SkipReason::Disabled),
             (true, true) => Some(SkipReason::Overload),
@@ -429,6 +428,7 @@ impl Pipeline {
                 }
             }
         }
+        self.current.monitor = self.monitor.state().clone();
         match self.awaited.back() {
             Some(&awaits) => self.borders.push_back(Border { awaits, state: self.current.clone() }),
             None => self.complete(self.current.clone(), effects),
@@ -444,6 +444,9 @@ impl Pipeline {
         if self.config.answer == AnswerTime::After {
             self.serve_what_is_due(u64::MAX, effects)?;
             self.answer_held(effects)?;
+            // No frame was taken since the border: what serves now, and what the monitor has seen of the answers, belongs to it.
+            self.current.monitor = self.monitor.state().clone();
+            self.borders.iter_mut().for_each(|border| border.state = self.current.clone());
         }
         while let Some(border) = self.borders.pop_front_if(|border| border.awaits <= adapted.index) {
             self.complete(border.state, effects);
