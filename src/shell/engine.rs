@@ -174,7 +174,9 @@ impl Engine {
 
     /// Whether frames are applied again, or decisions to be made again, that others have seen the effect of.
     fn is_replaying(&self) -> bool {
-        self.pipeline.has_scheduled() || self.pipeline.sequence().0 < self.history.replayed_until
+        // With `answer = "after"` a frame is applied before it is answered, and a decision in between changes its answer.
+        let unanswered = self.latencies.keys().next().copied().unwrap_or(self.pipeline.sequence().0 + 1);
+        self.pipeline.has_scheduled() || unanswered <= self.history.replayed_until
     }
 
     /// The path of a frame.
