@@ -3,7 +3,8 @@
 //! The consumer is ephemeral, acknowledges nothing and starts at a sequence number that we name: the broker's memory of
 //! what we have seen is not asked (it may be lost, or lie ahead). After any error it is made again from the next frame
 //! that we lack, so nothing is lost and nothing is fed twice.
-//! Invariants: what leaves here has strictly increasing sequence numbers of one incarnation of the stream. A stream that
+//! Invariants: what leaves here has strictly increasing sequence numbers of one incarnation of the stream, without a frame that
+//! the stream has in between: the consumer numbers its deliveries, so that one that was lost on the way shows. A stream that
 //! was deleted and made again, or that lost its end, is a new incarnation: following ends, and the daemon starts over
 //! from its checkpoint.
 //! Absent on purpose: the client's ordered consumer, which may start over at the first frame of the stream.
@@ -56,6 +57,55 @@ impl Position {
             Some(mark) => is_rewritten(stream, self.sequence, mark).await,
             None => Ok(false),
         }
+    }
+}
+
+/// How far a consumer is followed.
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor {
+    /// Of the last frame that was taken.
+    sequence: u64,
+    /// Of the last delivery in the consumer's count, which begins at 1.
+    delivery: u64,
+}
+
+/// What a delivery is to a [`Cursor`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The next frame; the stream lacks `missing` numbers before it.
+    Next { missing: u64 },
+    /// A frame that was taken before.
+    Stale,
+    /// A delivery before it has not arrived: only a new consumer brings the frames in between.
+    Broken,
+}
+
+impl Cursor {
+    /// Of a new consumer that begins behind frame `sequence`.
+    pub fn after(sequence: u64) -> Self {
+        Self { sequence, delivery: 0 }
+    }
+
+    /// Last frame that was taken.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Takes the frame `sequence`, where it is the next.
+    pub fn take(&mut self, delivery: u64, sequence: u64) -> Delivery {
+        let is_next = delivery == self.delivery + 1;
+        if is_next {
+            self.delivery = delivery;
+        }
+        if sequence <= self.sequence {
+            return Delivery::Stale;
+        }
+        if !is_next {
+            return Delivery::Broken;
+        }
+        let missing = sequence - self.sequence - 1;
+        self.sequence = sequence;
+        Delivery::Next { missing }
     }
 }
 
@@ -195,29 +245,58 @@ async fn pull_frames(stream: &Stream, subjects: &Subjects, lines: &Lines, last: 
     let pull = consumer.stream().max_messages_per_batch(PULL_FRAMES_MAX).max_bytes_per_batch(PULL_BYTES_MAX);
     let mut messages = pull.expires(PULL_EXPIRES).heartbeat(HEARTBEAT).messages().await.map_err(boxed)?;
     lines.shared.set_phase(Phase::Running);
+    let mut cursor = Cursor::after(last.sequence);
     while let Some(message) = messages.next().await {
-        take(message.map_err(boxed)?, lines, subjects, last).await?;
+        take(message.map_err(boxed)?, lines, subjects, &mut cursor, last).await?;
     }
     Ok(())
 }
 
-async fn take(message: Message, lines: &Lines, subjects: &Subjects, last: &mut Position) -> Result<(), NatsError> {
+async fn take(message: Message, lines: &Lines, subjects: &Subjects, cursor: &mut Cursor, last: &mut Position) -> Result<(), NatsError> {
     let info = message.info().map_err(NatsError::JetStream)?;
     let (sequence, pending) = (info.stream_sequence, info.pending);
     let broker_time_ns = i64::try_from(info.published.unix_timestamp_nanos()).ok();
     telemetry::NATS_CONSUMER_PENDING.set(pending as f64);
-    if sequence <= last.sequence {
-        telemetry::FRAMES_STALE.count(1);
-        return Ok(());
-    }
-    let missing = sequence - last.sequence - 1;
-    if missing > 0 {
-        tracing::warn!(after = last.sequence, missing, "the stream lacks frames");
-        telemetry::FRAMES_MISSED.count(missing);
-        lines.outbox.push(Outgoing::event(subjects, &EventRecord::Gap { missing }, FrameSeq(last.sequence)));
+    match cursor.take(info.consumer_sequence, sequence) {
+        Delivery::Next { missing: 0 } => {}
+        Delivery::Next { missing } => {
+            tracing::warn!(after = last.sequence, missing, "the stream lacks frames");
+            telemetry::FRAMES_MISSED.count(missing);
+            lines.outbox.push(Outgoing::event(subjects, &EventRecord::Gap { missing }, FrameSeq(last.sequence)));
+        }
+        Delivery::Stale => {
+            telemetry::FRAMES_STALE.count(1);
+            return Ok(());
+        }
+        Delivery::Broken => return Err(NatsError::JetStream("deliveries were lost on the way".into())),
     }
     let (message, _) = message.split();
     *last = Position { sequence, mark: Some(FrameMark { payload_hash: blake3::hash(&message.payload).into(), broker_time_ns }) };
     lines.inbox.push_frame(Arrival { message, sequence, broker_time_ns, received: Instant::now() }).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_that_was_lost_on_the_way_is_told_from_a_frame_that_the_stream_lacks() {
+        let mut cursor = Cursor::after(10);
+        assert_eq!(cursor.take(1, 11), Delivery::Next { missing: 0 });
+        assert_eq!(cursor.take(2, 14), Delivery::Next { missing: 2 });
+        assert_eq!(cursor.take(4, 16), Delivery::Broken);
+        assert_eq!(cursor.sequence(), 14);
+        assert_eq!(cursor.take(3, 15), Delivery::Next { missing: 0 }, "late");
+        assert_eq!(cursor.take(4, 16), Delivery::Next { missing: 0 });
+    }
+
+    #[test]
+    fn frames_that_come_again_are_stale_whatever_their_delivery_is_called() {
+        let mut cursor = Cursor::after(10);
+        for (delivery, sequence) in [(1, 9), (2, 10), (2, 10), (7, 3)] {
+            assert_eq!(cursor.take(delivery, sequence), Delivery::Stale, "delivery {delivery} of {sequence}");
+        }
+        assert_eq!(cursor.take(3, 11), Delivery::Next { missing: 0 });
+    }
 }
