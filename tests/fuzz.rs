@@ -27,7 +27,7 @@ use undrift::decode::{self as frames, Limits, Message, Reject};
 use undrift::frame::{Frame, FrameSeq};
 use undrift::model::{ImageShape, parameters};
 use undrift::shell::{http, status::Shared, telemetry};
-use undrift::wire::{self, Command, ControlError, LabelError, parse_control, parse_label};
+use undrift::wire::{self, Command, ControlError, LabelError, Terms, parse_control, parse_label};
 
 const LIMITS: Limits = Limits { payload_bytes_max: 1 << 16, pixels_max: 1 << 16, dimension_max: 1024 };
 const SHAPE: ImageShape = ImageShape { channels: 1, height: 32, width: 32 };
@@ -313,7 +313,7 @@ fn check_control(verb: &str, payload: &[u8]) {
         Ok(Command::Status | Command::Checkpoint | Command::Reset) => assert!(payload.trim_ascii().is_empty()),
         Err(error) => {
             assert!(ControlError::ALL_REASONS.contains(&error.reason()), "{error}");
-            assert!(wire::encode_refused(&error).len() < 2048, "{error}");
+            assert!(wire::refused(error.reason(), &error.to_string()).to_string().len() < 2048, "{error}");
         }
     }
 }
@@ -350,6 +350,24 @@ proptest! {
         bytes in prop_oneof![damaged(corpus("control")), noise()],
     ) {
         check_control(&verb, &bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases("control", 40_000))]
+    #[test]
+    fn terms_of_a_command_are_kept_or_refused_with_a_reason(
+        decision in prop_oneof!["[0-9]{0,21}", "\\PC{0,40}"],
+        expires in prop_oneof!["[0-9]{0,21}", "[12][0-9]{3}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z", "\\PC{0,40}"],
+        (next, now_ns) in (0u64..5, any::<i64>()),
+    ) {
+        let headers = [("Decision".to_owned(), decision), ("Expires".to_owned(), expires)];
+        match Terms::parse(&headers).and_then(|terms| terms.check(next, now_ns).map(|()| terms)) {
+            Ok(terms) => {
+                prop_assert!(terms.decision == Some(next) && terms.expires_ns.is_some_and(|expires| expires >= now_ns), "{terms:?}");
+            }
+            Err(error) => prop_assert!(["header", "stale", "expired"].contains(&error.reason()), "{error}"),
+        }
     }
 }
 
