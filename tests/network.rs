@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use tokio::io::{AsyncReadExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 
-const FRAMES: u64 = 1000;
+const FRAMES: u64 = 400;
 /// What a connection delivers before it is closed: a few frames at least.
 const BYTES: std::ops::Range<u64> = 8_000..80_000;
 
@@ -67,6 +67,6 @@ async fn connections_that_break_in_the_middle_of_a_message_lose_no_frame() {
         assert_eq!(daemon.metric("undrift_frames_missed_total"), 0.0);
         let closed = closed.load(SeqCst);
         println!("{closed} connections closed, {FRAMES} frames answered once");
-        assert!(closed >= 10, "{closed}");
+        assert!(closed >= 5, "{closed}");
     }
 }

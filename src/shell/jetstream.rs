@@ -241,15 +241,23 @@ async fn pull_frames(stream: &Stream, subjects: &Subjects, lines: &Lines, last: 
         memory_storage: true,
         ..pull::Config::default()
     };
+    let mut connection = lines.shared.connection();
     let consumer = stream.create_consumer(config).await.map_err(boxed)?;
     let pull = consumer.stream().max_messages_per_batch(PULL_FRAMES_MAX).max_bytes_per_batch(PULL_BYTES_MAX);
     let mut messages = pull.expires(PULL_EXPIRES).heartbeat(HEARTBEAT).messages().await.map_err(boxed)?;
     lines.shared.set_phase(Phase::Running);
     let mut cursor = Cursor::after(last.sequence);
-    while let Some(message) = messages.next().await {
-        take(message.map_err(boxed)?, lines, subjects, &mut cursor, last).await?;
+    loop {
+        tokio::select! {
+            // Cancelled, a message that has come is there still.
+            message = messages.next() => match message {
+                Some(message) => take(message.map_err(boxed)?, lines, subjects, &mut cursor, last).await?,
+                None => return Ok(()),
+            },
+            // What was on its way never comes, and without a frame behind it nothing would tell.
+            _ = connection.changed() => return Err(NatsError::JetStream("the connection was lost".into())),
+        }
     }
-    Ok(())
 }
 
 async fn take(message: Message, lines: &Lines, subjects: &Subjects, cursor: &mut Cursor, last: &mut Position) -> Result<(), NatsError> {

@@ -74,6 +74,11 @@ impl Shared {
         self.show_ready();
     }
 
+    /// Changes when the connection is lost or made, also where it was both since one looked.
+    pub fn connection(&self) -> watch::Receiver<bool> {
+        self.connected.subscribe()
+    }
+
     pub async fn wait_until_connected(&self) {
         let mut connected = self.connected.subscribe();
         // The sender is in `self`, so it cannot be gone.
