@@ -50,6 +50,16 @@ async fn camera(broker_url: String, is_over: Arc<AtomicBool>) {
     }
 }
 
+/// Where the loop happens.
+struct Stage<'a> {
+    home: Home,
+    broker: Broker,
+    context: jetstream::Context,
+    kills_broker: bool,
+    /// Configuration of the daemon.
+    sets: &'a [&'a str],
+}
+
 /// What the loop has seen.
 #[derive(Default)]
 struct Seen {
@@ -98,8 +108,9 @@ async fn predictions(context: &jetstream::Context) -> Option<u64> {
     stream(context, "UNDRIFT_V1_PREDICTIONS").await.map(|stream| stream.cached_info().state.last_sequence)
 }
 
-/// One life of the daemon, and its end.
-async fn live(home: &Home, broker: &Broker, context: &jetstream::Context, sets: &[&str], random: &mut ChaCha8Rng, seen: &mut Seen) {
+/// One life of the daemon, and its end; the broker may die before it does.
+async fn live(stage: &mut Stage<'_>, random: &mut ChaCha8Rng, seen: &mut Seen) {
+    let Stage { home, broker, context, kills_broker, sets } = stage;
     let way = random.random_range(0..10);
     let began = Instant::now();
     let mut daemon = if way < 3 {
@@ -116,6 +127,9 @@ async fn live(home: &Home, broker: &Broker, context: &jetstream::Context, sets: 
         seen.recoveries.push(began.elapsed());
     }
     let deadline = Instant::now() + Duration::from_millis(random.random_range(0..700));
+    // Before the daemon's, or after.
+    let is_broker_to_die = *kills_broker && random.random_bool(0.5);
+    let death_of_broker = is_broker_to_die.then(|| Instant::now() + Duration::from_millis(random.random_range(0..700)));
     if random.random_bool(0.3) {
         let switch = if random.random_bool(0.5) { "on" } else { "off" };
         let verb = ["adapt", "adapt", "reset", "rollback", "checkpoint"][random.random_range(0..5)];
@@ -125,6 +139,9 @@ async fn live(home: &Home, broker: &Broker, context: &jetstream::Context, sets: 
         seen.decisions += u64::from(asked.is_ok_and(|was_made| was_made));
     }
     while Instant::now() < deadline && !daemon.has_ended() {
+        if death_of_broker.is_some_and(|death| death <= Instant::now()) {
+            broker.kill();
+        }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     daemon.kill();
@@ -139,6 +156,11 @@ async fn live(home: &Home, broker: &Broker, context: &jetstream::Context, sets: 
     .await;
     seen.kills += 1;
     seen.look_at(home);
+    if death_of_broker.is_some() {
+        broker.kill();
+        seen.broker_kills += 1;
+        broker.resume().await;
+    }
 }
 
 /// Asks until the daemon is there to answer.
@@ -166,21 +188,18 @@ async fn kill_loop(server: &Server, variant: Variant, kills: u64, seed: u64) {
     let answer_set = format!("adapt.answer={answer}");
     let sets = [SETS.as_slice(), &[&answer_set]].concat();
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let (home, mut broker) = (Home::new(), Broker::start(server).await);
+    let (home, broker) = (Home::new(), Broker::start(server).await);
     let context = jetstream::new(broker.client().await);
     // The streams are there before the camera is.
     Daemon::start(&home, &broker, &sets).await.kill();
     let is_over = Arc::new(AtomicBool::new(false));
     let camera = tokio::spawn(camera(broker.url(), is_over.clone()));
     let mut seen = Seen::default();
+    let mut stage = Stage { home, broker, context, kills_broker, sets: &sets };
     while seen.kills < kills {
-        live(&home, &broker, &context, &sets, &mut random, &mut seen).await;
-        if kills_broker && random.random_bool(0.5) {
-            broker.kill();
-            seen.broker_kills += 1;
-            broker.resume().await;
-        }
+        live(&mut stage, &mut random, &mut seen).await;
     }
+    let Stage { home, broker, context, .. } = stage;
     is_over.store(true, SeqCst);
     camera.await.expect("the camera ends");
     let mut daemon = Daemon::start(&home, &broker, &sets).await;
