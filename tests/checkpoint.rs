@@ -63,17 +63,30 @@ fn decode_gives_back_every_bit_that_encode_was_given() {
 
 #[test]
 fn the_state_hash_sees_every_part_of_the_state_and_not_the_time() {
-    let changes: [fn(&mut DurableState); 11] = [
+    let changes: [fn(&mut DurableState); 24] = [
         |s| s.incarnation.push('x'),
         |s| s.sequence = FrameSeq(s.sequence.0 + 1),
+        |s| s.frames += 1,
         |s| s.input_chain[31] ^= 1,
         |s| s.mark = None,
         |s| s.birth += 1,
         |s| s.control.adapt_enabled = false,
+        |s| s.control.generation += 1,
+        |s| s.serving.version.0 += 1,
         |s| s.serving.window = Some(7),
+        |s| s.serving.weights = s.learner.weights.clone(),
+        |s| s.serving.is_judge_heard ^= true,
         |s| s.pending.clear(),
+        |s| s.pending[0].weights = s.learner.weights.clone(),
+        |s| s.pending[0].is_judge_heard ^= true,
+        |s| s.learner.version.0 += 1,
+        |s| s.learner.weights = s.serving.weights.clone(),
         |s| s.learner.optimizer.steps += 1,
-        |s| s.learner.optimizer.second_moments.clear(),
+        |s| s.learner.optimizer.first_moments.values_mut().for_each(|values| values[0] += 1.0),
+        |s| s.learner.optimizer.second_moments.values_mut().for_each(|values| values[0] += 1.0),
+        |s| s.learner.policy.averages.clear(),
+        |s| s.learner.policy.is_judge_heard ^= true,
+        |s| s.monitor.averages.clear(),
         |s| s.monitor.hits.swap(0, 1),
     ];
     let original = hash(&state(32, 2));
@@ -271,6 +284,8 @@ fn the_newest_generations_are_kept_and_no_number_comes_twice() {
     fs::write(path(dir.path(), 5), b"").expect("a writable folder");
     let mut store = open(dir.path());
     assert_eq!(store.latest().expect("generation 4").quarantined.len(), 1);
+    drop(store);
+    let mut store = open(dir.path());
     assert_eq!(store.write(&state(6, 1), &meta()).expect("a writable folder").generation, Generation(6));
     let listed = store::list(dir.path()).expect("a readable folder");
     let listed: Vec<_> =
