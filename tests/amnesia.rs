@@ -9,6 +9,7 @@ use async_nats::jetstream::{self, consumer};
 use futures_util::StreamExt;
 use harness::{Broker, Daemon, Home, Server, copy_folder, png, servers, until};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use undrift::shell::store;
 
@@ -234,5 +235,44 @@ async fn of_two_daemons_on_one_stream_one_is_refused_and_every_frame_is_answered
         println!("one ended after {} frames", frames - 10);
         let stored = stored(&broker).await;
         assert_eq!(stored.into_values().collect::<Vec<_>>(), [(1..=frames).collect::<Vec<_>>()]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_slept_while_another_answered_stores_nothing() {
+    // Goal: two answers of one frame are never stored, also where the broker has forgotten the id of the first.
+    // Method: one daemon is stopped, another answers the frames that come; when their ids are forgotten, the first goes on.
+    const WINDOW: Duration = Duration::from_millis(100);
+    for server in servers() {
+        let (home, second_home, broker) = (Home::new(), Home::new(), Broker::start(&server).await);
+        let context = jetstream::new(broker.client().await);
+        let subjects = vec!["undrift.v1.predictions.*".to_owned()];
+        let config = jetstream::stream::Config { name: PREDICTIONS.to_owned(), subjects, duplicate_window: WINDOW, ..Default::default() };
+        context.create_stream(config).await.expect("the stream can be made");
+        let mut first = Daemon::start(&home, &broker, &SETS).await;
+        publish(&broker, 0..10).await;
+        until("frames are answered", || async { (predictions(&broker).await.len() == 10).then_some(()) }).await;
+        first.pause();
+        let _second = Daemon::start(&second_home, &broker, &SETS).await;
+        publish(&broker, 10..20).await;
+        until("frames are answered", || async { (predictions(&broker).await.len() == 20).then_some(()) }).await;
+        let answered = Instant::now();
+        until("their ids are forgotten", || async { (answered.elapsed() > 3 * WINDOW).then_some(()) }).await;
+        first.resume();
+        assert_eq!(first.exit_code().await, 73);
+        assert_eq!(stored(&broker).await.into_values().collect::<Vec<_>>(), [(1..=20).collect::<Vec<_>>()]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_with_an_old_number_and_the_same_picture_is_another_frame() {
+    // Goal: before a still scene too, frames that take lost ones' numbers are a break.
+    // Method: the stream loses its end, and the same pictures are published again.
+    for server in servers() {
+        let before = Before::new(&server).await;
+        let kept = before.applied - 1;
+        let (home, broker) = before.restored(&server, kept, true).await;
+        publish(&broker, kept..ANSWERED).await;
+        assert_eq!(go_on(&home, &broker, ANSWERED).await.0, ["stream_rewritten"]);
     }
 }

@@ -233,10 +233,23 @@ impl Daemon {
 
     /// Ends it without warning, and what it runs, where it is another program.
     pub fn kill(&mut self) {
+        self.signal("KILL");
+        self.process.wait().expect("the daemon can be killed");
+    }
+
+    /// Stops its clock until [`Self::resume`].
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
         // A group may be gone already.
         let group = format!("-{}", self.process.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
-        self.process.wait().expect("the daemon can be killed");
+        let _ = Command::new("kill").args(["-s", name, "--", &group]).stderr(Stdio::null()).status();
     }
 
     /// Whether it has ended by itself.
@@ -248,12 +261,17 @@ impl Daemon {
     pub async fn stop(&mut self) -> i32 {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().is_ok_and(|status| status.success()), "the daemon runs");
+        self.exit_code().await
+    }
+
+    /// Waits until it has ended.
+    pub async fn exit_code(&mut self) -> i32 {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.process.try_wait().expect("the daemon is a child") {
                 return status.code().expect("it exits by itself");
             }
-            assert!(Instant::now() < deadline, "the daemon ends when asked");
+            assert!(Instant::now() < deadline, "the daemon ends");
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
