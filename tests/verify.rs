@@ -266,3 +266,25 @@ async fn a_true_history_is_confirmed_and_the_first_wrong_frame_of_a_changed_one_
         println!("{} changed histories", cases + 3);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_counts_each_stored_prediction_that_is_not_the_replayed_one() {
+    // Goal: what a restart proves can turn out to be false, and then it is said so.
+    // Method: without the newest checkpoints, frames are replayed; two of their stored predictions say something else.
+    const REPLAYED: u64 = 16;
+    for server in servers() {
+        let case = History::new(&server).await.copy(&server).await;
+        for listed in store::list(&case.state()).expect("a folder").into_iter().map(|listed| listed.expect("a checkpoint")) {
+            if listed.header.scalars.sequence.0 > LENGTH - REPLAYED {
+                std::fs::remove_file(case.state().join(listed.generation.file_name())).expect("the file is there");
+            }
+        }
+        let is_forged = |n: u64| [LENGTH - 9, LENGTH].contains(&n);
+        case.change_predictions(|n, headers, payload| vec![if is_forged(n) { forged(&headers, &payload) } else { (headers, payload) }])
+            .await;
+        let daemon = Daemon::start(&case.home, &case.broker, &SETS).await;
+        until("all frames are applied", || async { (daemon.status()["sequence"] == LENGTH).then_some(()) }).await;
+        assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 2.0);
+        assert_eq!(daemon.metric("undrift_replayed_predictions_total{outcome=\"proven\"}"), (REPLAYED - 2) as f64);
+    }
+}
