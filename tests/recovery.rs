@@ -283,6 +283,26 @@ async fn a_frame_over_which_the_process_dies_three_times_is_passed_over() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_from_before_the_first_checkpoint_are_known_again() {
+    // Goal: a restart proves itself from the first frame of a history on.
+    // Method: fewer frames than a window has, and SIGKILL.
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let context = jetstream::new(broker.client().await);
+        let mut daemon = Daemon::start(&home, &broker, &SETS).await;
+        for index in 0..3 {
+            let sent = context.publish("undrift.v1.frames.cam1", png(index).into()).await.expect("the connection is open");
+            sent.await.expect("the frame is stored");
+        }
+        until("they are answered", || async { (predictions(&context).await == Some(3)).then_some(()) }).await;
+        daemon.kill();
+        let daemon = Daemon::start(&home, &broker, &SETS).await;
+        until("the replay is through", || async { (daemon.status()["sequence"] == 3).then_some(()) }).await;
+        assert_eq!(daemon.metric("undrift_replayed_predictions_total{outcome=\"proven\"}"), 3.0);
+    }
+}
+
 /// What `undrift verify` says of the newest checkpoint.
 fn verify(home: &Home, broker: &Broker, sets: &[&str]) -> serde_json::Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_undrift"));

@@ -25,8 +25,8 @@ const FRAMES: &str = "UNDRIFT_V1_FRAMES";
 const PREDICTIONS: &str = "UNDRIFT_V1_PREDICTIONS";
 const SETS: [&str; 1] = ["nats.mode=jetstream"];
 const LENGTH: u64 = 40;
-/// Frames after which an operator decides.
-const SWITCHED_OFF: u64 = 13;
+/// Frames after which an operator decides: between two windows, and in one.
+const SWITCHED_OFF: u64 = 12;
 const SWITCHED_ON: u64 = 22;
 
 /// A daemon's folder and a broker's files.
