@@ -41,7 +41,7 @@ Examples:
   What each part of the method is worth:
     undrift eval --stream continual --length 3750 --ablations configs/fashion-mnist/ablations.toml
   What a hostile camera can do, and what the guard makes of it:
-    undrift eval --poison --length 4800
+    undrift eval --poison --length 3600
   The figures and the report alone:
     undrift eval --suite full --seeds 5 --report-only --json -";
 

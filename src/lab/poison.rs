@@ -19,6 +19,7 @@ use crate::model::Tensors;
 use crate::noise::NoiseSecret;
 use crate::pipeline::Start;
 use crate::state::DurableState;
+use rayon::prelude::*;
 use serde::Serialize;
 
 /// What a hostile camera sends.
@@ -32,8 +33,8 @@ pub enum Attack {
 /// Frames that are repeated.
 const REPEATED: usize = 8;
 /// Windows that are accumulated, and candidates for each.
-const WINDOWS: usize = 40;
-const CANDIDATES: usize = 5;
+const WINDOWS: usize = 24;
+const CANDIDATES: usize = 6;
 /// Images of the attacker's own exam.
 const ATTACKER_EXAM: usize = 100;
 /// Benign cameras, which send in turn.
@@ -99,27 +100,25 @@ fn misjudged(pool: &[Frame], bundle: &Bundle, config: &AdaptConfig, seed: u64) -
 fn accumulate(wrong: &[Frame], exam: &Exam, config: &AdaptConfig, seed: u64) -> Result<Vec<Image>, SessionError> {
     let config = AdaptConfig { guard: GuardConfig::OPEN, ..config.clone() };
     let mut draws = Draws::new(seed, 0);
-    let (mut chosen, mut state) = (Vec::new(), None);
+    let (mut chosen, mut state): (Vec<Image>, Option<Box<DurableState>>) = (Vec::new(), None);
     for _ in 0..WINDOWS {
-        let mut worst: Option<(f64, Box<DurableState>, Vec<&Frame>)> = None;
-        for _ in 0..CANDIDATES {
-            let frames: Vec<&Frame> = (0..config.window).map(|_| &wrong[draws.below(wrong.len())]).collect();
+        let candidate = |_| (0..config.window).map(|_| &wrong[draws.below(wrong.len())]).collect::<Vec<&Frame>>();
+        let candidates: Vec<Vec<&Frame>> = (0..CANDIDATES).map(candidate).collect();
+        let tried = candidates.par_iter().map(|frames| {
             let start = match &state {
-                Some(state) => Start::Resume { state: Box::clone(state), decisions: Vec::new() },
+                Some(state) => Start::Resume { state: state.clone(), decisions: Vec::new() },
                 None => Start::Source { incarnation: "attacker".to_owned(), birth: 0 },
             };
             let mut copy = Session::start(exam.bundle, &config, 1, NoiseSecret::from_seed(seed), start)?;
-            for &frame in &frames {
+            for &frame in frames {
                 let sequence = FrameSeq(copy.status().sequence + 1);
                 copy.frame(Frame { sequence, ..frame.clone() })?;
             }
             let after = Box::new(copy.state());
-            let accuracy = exam.accuracy(&after.learner.weights, ATTACKER_EXAM.min(exam.labels.len()))?;
-            if worst.as_ref().is_none_or(|(least, ..)| accuracy < *least) {
-                worst = Some((accuracy, after, frames));
-            }
-        }
-        let Some((_, after, frames)) = worst else { break };
+            Ok((exam.accuracy(&after.learner.weights, ATTACKER_EXAM.min(exam.labels.len()))?, after))
+        });
+        let tried = tried.collect::<Result<Vec<_>, SessionError>>()?.into_iter().zip(candidates);
+        let Some(((_, after), frames)) = tried.min_by(|((a, _), _), ((b, _), _)| a.total_cmp(b)) else { break };
         state = Some(after);
         chosen.extend(frames.into_iter().map(|frame| frame.image.clone()));
     }

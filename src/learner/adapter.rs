@@ -104,9 +104,10 @@ impl Adapter {
         let key = frames.last().map(|frame| frame.key);
         let mut guarded = Guarded::skipped(SkipReason::Withheld);
         guarded.withheld = self.guard.admit(&mut frames, self.classifier_config.image(), &self.config.guard);
-        if !frames.is_empty() {
-            guarded.outcome = self.learn_and_charge(&frames)?;
-        }
+        guarded.outcome = match frames.is_empty() {
+            true => self.go_back(self.config.anchor_pull, SkipReason::Withheld, None)?,
+            false => self.learn_and_charge(&frames)?,
+        };
         let is_look_due = (index + 1).is_multiple_of(self.config.guard.canary_every_windows);
         if let Some(key) = key.filter(|_| is_look_due) {
             guarded.canary = self.look_at_canary(key)?;
@@ -180,21 +181,26 @@ impl Adapter {
         }
         let lessons = match &ruling.decision {
             Decision::Learn(lessons) => lessons,
-            Decision::Abstain => return self.go_back(self.config.anchor_pull_shut, SkipReason::Unreliable, report),
+            Decision::Abstain => return self.go_back(self.config.anchor_pull_shut, SkipReason::Unreliable, Some(report)),
             Decision::Retreat => {
                 if self.follows_norms() {
                     self.classifier.approach(&self.source_tensors, self.config.anchor_pull_retreat as f32)?;
                 }
-                return self.go_back(self.config.anchor_pull_retreat, SkipReason::Misfit, report);
+                return self.go_back(self.config.anchor_pull_retreat, SkipReason::Misfit, Some(report));
             }
         };
         if lessons.iter().all(|lesson| lesson.weight == 0.0) {
-            return self.go_back(self.config.anchor_pull, SkipReason::Unreliable, report);
+            return self.go_back(self.config.anchor_pull, SkipReason::Unreliable, Some(report));
         }
         let (loss, logit_gradients) = self.window_gradient(&logits, verdicts, lessons);
         report.loss = loss;
         let gradients = self.classifier.gradients(&forward, &logit_gradients).map_err(AdaptError::Step)?;
-        self.step(&gradients, report)
+        self.step(&gradients, self.share(frames), report)
+    }
+
+    /// Of a window, 0..=1: where the guard has kept frames out, the others weigh no more than in a full one.
+    fn share(&self, frames: &[WindowFrame]) -> f32 {
+        (frames.len() as f32 / self.config.window as f32).min(1.0)
     }
 
     /// Moves the statistics of batch norm towards those of the window, one view after the other.
@@ -204,7 +210,7 @@ impl Adapter {
         }
         let views = views(frames);
         for view in 0..views {
-            self.classifier.absorb(&planes(frames, view), self.config.norm_pace / views as f32)?;
+            self.classifier.absorb(&planes(frames, view), self.config.norm_pace * self.share(frames) / views as f32)?;
         }
         self.version = WeightsVersion(self.version.0 + 1);
         Ok(())
@@ -215,12 +221,12 @@ impl Adapter {
     }
 
     /// Learns nothing, and moves towards the source weights; new weights, unless it is there already.
-    fn go_back(&mut self, pull: f64, reason: SkipReason, mut report: WindowReport) -> Result<Outcome, AdaptError> {
+    fn go_back(&mut self, pull: f64, reason: SkipReason, report: Option<WindowReport>) -> Result<Outcome, AdaptError> {
         if self.pull(pull)? {
             self.version = WeightsVersion(self.version.0 + 1);
         }
-        report.weights_distance = self.distance()?;
-        Ok(Outcome::Skipped(reason, Some(report)))
+        let weights_distance = self.distance()?;
+        Ok(Outcome::Skipped(reason, report.map(|report| WindowReport { weights_distance, ..report })))
     }
 
     /// The paper's loop: several steps on the same frames, the classifier's answer renewed before each.
@@ -239,7 +245,7 @@ impl Adapter {
             let gradient = condition::gradient(&self.judge, &forward, images, &keys, &self.config.condition, step)?;
             report.loss = gradient.loss;
             let gradients = self.classifier.gradients(&forward, &gradient.logit_gradients).map_err(AdaptError::Step)?;
-            match self.step(&gradients, report)? {
+            match self.step(&gradients, self.share(frames), report)? {
                 Outcome::Learned(of_step) => report = of_step,
                 skipped if step == 0 => return Ok(skipped),
                 Outcome::Skipped(..) => break,
@@ -267,10 +273,10 @@ impl Adapter {
     }
 
     /// Takes one step and the pull of the anchor; takes both back if the result leaves its bounds.
-    fn step(&mut self, gradients: &Gradients, mut report: WindowReport) -> Result<Outcome, AdaptError> {
+    fn step(&mut self, gradients: &Gradients, share: f32, mut report: WindowReport) -> Result<Outcome, AdaptError> {
         let before = (self.classifier.parameters().snapshot()?, self.optimizer.state().clone());
         let variables = self.classifier.parameters().variables();
-        let stepped = self.optimizer.step(variables, gradients, self.config.learning_rate, self.config.gradient_norm_max);
+        let stepped = self.optimizer.step(variables, gradients, share * self.config.learning_rate, self.config.gradient_norm_max);
         match stepped {
             Ok(StepReport { gradient_norm }) => report.gradient_norm = gradient_norm,
             Err(StepError::NotFinite { .. }) => {

@@ -18,7 +18,7 @@ use std::error::Error;
 use std::sync::Mutex;
 
 /// Shares of the frames that are hostile while the attack lasts.
-const HOSTILE: [f64; 2] = [0.1, 0.9];
+const HOSTILE: [f64; 2] = [0.1, 0.5];
 /// Frames that the attacker chooses from, and images of the exam.
 const POOL: usize = 1600;
 const EXAM: usize = 512;
