@@ -113,6 +113,16 @@ impl Image {
     }
 }
 
+/// What tells a frame of the stream from another that was given its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FrameMark {
+    /// BLAKE3 of the payload as it came.
+    pub payload_hash: [u8; 32],
+    /// Nanoseconds since 1970, by the broker's clock; JetStream only.
+    pub broker_time_ns: Option<i64>,
+}
+
 /// One image of one camera, decoded and brought to the bundle's shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,4 +144,10 @@ pub struct Frame {
     /// BLAKE3 of the payload as it came.
     pub payload_hash: [u8; 32],
     pub image: Image,
+}
+
+impl Frame {
+    pub fn mark(&self) -> FrameMark {
+        FrameMark { payload_hash: self.payload_hash, broker_time_ns: self.broker_time_ns }
+    }
 }

@@ -13,7 +13,7 @@ pub use messages::{Adapted, Decision, Effect, Event, Job, Outcome, PipelineError
 
 use crate::bundle::Bundle;
 use crate::diffusion::Timestep;
-use crate::frame::{ClassIndex, Frame, FrameSeq, WeightsVersion};
+use crate::frame::{ClassIndex, Frame, FrameMark, FrameSeq, WeightsVersion};
 use crate::guard::Withheld;
 use crate::learner::objective::{argmax, entropy, mean_logits, posterior, softmax};
 use crate::learner::{AdaptConfig, AnswerBy, AnswerTime, FrozenClassifier, Judge, source_state};
@@ -22,7 +22,7 @@ use crate::monitor::{self, Monitor};
 use crate::noise::NoiseSecret;
 use crate::observation::{Observation, SkipReason, WindowReport};
 use crate::prediction::{PREDICTION_VERSION, Prediction, RankedClass, StageLatency};
-use crate::state::{Control, DurableState, FrameMark, LearnerState, MonitorState, OpenFrame, Served};
+use crate::state::{Control, DurableState, LearnerState, MonitorState, OpenFrame, Served};
 use std::collections::VecDeque;
 
 /// A frame that was applied.
@@ -252,8 +252,8 @@ impl Pipeline {
     }
 
     /// The hash chain as it would be after a frame with this number and payload hash.
-    pub fn chain_with(&self, sequence: FrameSeq, payload_hash: &[u8; 32]) -> [u8; 32] {
-        chain(&self.current.input_chain, sequence, payload_hash)
+    pub fn chain_with(&self, sequence: FrameSeq, mark: FrameMark) -> [u8; 32] {
+        chain(&self.current.input_chain, sequence, mark)
     }
 
     /// The operators' last word on adaptation.
@@ -305,8 +305,9 @@ impl Pipeline {
         let studied = self.study(&frame, is_overloaded)?;
         self.current.sequence = frame.sequence;
         self.current.frames += 1;
-        self.current.input_chain = chain(&self.current.input_chain, frame.sequence, &frame.payload_hash);
-        self.current.mark = Some(FrameMark { payload_hash: frame.payload_hash, broker_time_ns: frame.broker_time_ns });
+        let mark = frame.mark();
+        self.current.input_chain = chain(&self.current.input_chain, frame.sequence, mark);
+        self.current.mark = Some(mark);
         let taken = Taken { frame, studied, input_chain: self.current.input_chain };
         if self.config.answer == AnswerTime::Before {
             self.answer(&taken, effects)?;
@@ -636,12 +637,14 @@ fn receive(state: &mut DurableState, adapted: &Adapted) {
     state.learner = learner.clone();
 }
 
-/// H = BLAKE3(H, sequence, payload hash).
-fn chain(previous: &[u8; 32], sequence: FrameSeq, payload_hash: &[u8; 32]) -> [u8; 32] {
+/// H = BLAKE3(H, sequence, payload hash, broker's time).
+fn chain(previous: &[u8; 32], sequence: FrameSeq, mark: FrameMark) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(previous);
     hasher.update(&sequence.0.to_le_bytes());
-    hasher.update(payload_hash);
+    hasher.update(&mark.payload_hash);
+    // The same picture under an old number is another frame.
+    hasher.update(&mark.broker_time_ns.unwrap_or(-1).to_le_bytes());
     *hasher.finalize().as_bytes()
 }
 

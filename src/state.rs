@@ -5,7 +5,7 @@
 //! uninterrupted run would have given.
 //! It splits into [`Scalars`], which serde writes, and named tensors.
 
-use crate::frame::{Frame, FrameSeq, WeightsVersion};
+use crate::frame::{Frame, FrameMark, FrameSeq, WeightsVersion};
 use crate::guard::GuardState;
 use crate::learner::OptimizerState;
 use crate::model::Tensors;
@@ -81,16 +81,6 @@ pub struct Control {
     pub generation: u64,
 }
 
-/// What tells a frame of the stream from another that was given its number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FrameMark {
-    /// BLAKE3 of the payload as it came.
-    pub payload_hash: [u8; 32],
-    /// Nanoseconds since 1970, by the broker's clock; JetStream only.
-    pub broker_time_ns: Option<i64>,
-}
-
 /// What the monitor (accuracy, drift, collapse) remembers: averages by name, and the recent hits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MonitorState {
@@ -108,7 +98,7 @@ pub struct DurableState {
     pub sequence: FrameSeq,
     /// Frames applied since the source weights.
     pub frames: u64,
-    /// Hash chain over all applied frames: H = BLAKE3(H, sequence, payload hash).
+    /// Hash chain over all applied frames: H = BLAKE3(H, sequence, payload hash, broker's time).
     pub input_chain: [u8; 32],
     /// Of the last applied frame, to know it again; none before the first.
     pub mark: Option<FrameMark>,

@@ -206,7 +206,7 @@ impl Engine {
                 return Ok(Flow::GoOn);
             }
         };
-        let input_chain = self.pipeline.chain_with(frame.sequence, &frame.payload_hash);
+        let input_chain = self.pipeline.chain_with(frame.sequence, frame.mark());
         if self.history.answered.contradicts(arrival.sequence, self.history.id, &input_chain) {
             return Ok(Flow::Rewritten);
         }

@@ -4,12 +4,12 @@ use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use undrift::checkpoint::Meta;
-use undrift::frame::{ClassIndex, Frame, FrameSeq, Image, WeightsVersion};
+use undrift::frame::{ClassIndex, Frame, FrameMark, FrameSeq, Image, WeightsVersion};
 use undrift::guard::GuardState;
 use undrift::learner::OptimizerState;
 use undrift::model::{ImageShape, Tensors};
 use undrift::noise::NoiseKey;
-use undrift::state::{Control, DurableState, FrameMark, Good, LearnerState, MonitorState, OpenFrame, PolicyState, Served};
+use undrift::state::{Control, DurableState, Good, LearnerState, MonitorState, OpenFrame, PolicyState, Served};
 
 /// A state after `frames` frames with one pending window and weights of `rows` x 8 and 3; equal arguments give equal bits.
 pub fn state(frames: u64, rows: usize) -> DurableState {
