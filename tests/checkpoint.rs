@@ -102,7 +102,7 @@ fn the_state_hash_sees_every_part_of_the_state_and_not_the_time() {
 
 #[test]
 fn every_flipped_bit_is_detected() {
-    let bytes = encode(&state(32, 400), &meta()).expect("finite values");
+    let bytes = encode(&state(32, 250), &meta()).expect("finite values");
     println!("{} bits", 8 * bytes.len());
     assert!(bytes.len() >= 64 << 10, "{} bytes", bytes.len());
     let accepted = (0..bytes.len()).into_par_iter().map_with(bytes.clone(), |copy, at| {

@@ -425,7 +425,8 @@ impl Folder {
         let text = std::fs::read_to_string(shipped).expect("the shipped configuration");
         let dir = TempDir::new().expect("a temporary folder");
         let folder = Self { dir, text, keys: Vec::new() };
-        for name in ["classifier.safetensors", "diffusion.safetensors", "labels.txt", "statistics.json", "BLAKE3SUMS"] {
+        for name in ["classifier.safetensors", "diffusion.safetensors", "labels.txt", "statistics.json", "canary.safetensors", "BLAKE3SUMS"]
+        {
             std::fs::write(folder.dir.path().join(name), "").expect("a writable folder");
         }
         let config = folder.load(folder.text.as_bytes(), &[], &[]).unwrap_or_else(|error| panic!("the shipped configuration: {error}"));
@@ -460,6 +461,9 @@ fn check_config(config: &Config) {
     let positive = [f64::from(adapt.learning_rate), f64::from(adapt.gradient_norm_max), adapt.distance_max];
     assert!(positive.iter().all(|value| value.is_finite() && *value > 0.0), "{adapt:?}");
     assert!(!adapt.timesteps.is_empty() && adapt.timesteps.iter().all(|&t| t < config.bundle.diffusion.num_timesteps), "{adapt:?}");
+    let guard = &adapt.guard;
+    assert!(guard.repeats_max >= 1 && guard.camera_share_max >= 1.0 && guard.canary_evidence_max > 1.0, "{guard:?}");
+    assert!((0.0..1.0).contains(&guard.canary_tolerance) && (1..=1024).contains(&guard.canary_images), "{guard:?}");
     assert!((1..=1000).contains(&config.output.top_k));
     assert!((1..=65_536).contains(&config.nats.queue_frames_max) && config.nats.queue_bytes_max >= config.limits.payload_bytes_max);
     assert!((1..=64).contains(&config.nats.urls.len()));

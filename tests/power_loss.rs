@@ -139,7 +139,7 @@ enum Told {
 
 /// The state that is written as this generation: in a file of ten sectors, whose subsets are not too many to try.
 fn state_of(generation: u64) -> DurableState {
-    state(16 * generation, 17)
+    state(16 * generation, 7)
 }
 
 fn hash(state: &DurableState) -> [u8; 32] {
