@@ -219,7 +219,7 @@ async fn answer(request: Request, inbox: &Inbox, shared: &Shared) {
     let answer = match command {
         // Known without the device thread, which may be at work or not there yet.
         Ok((Command::Status, _)) => Ok(shared.report()),
-        Ok((command, terms)) => ask(inbox, command, terms).await.map(|reply| wire::accepted(reply)),
+        Ok((command, terms)) => ask(inbox, command, terms).await.map(wire::accepted),
         Err(error) => Err((&error).into()),
     };
     telemetry::CONTROL_MESSAGES.count_by(answer.as_ref().map_or_else(|refusal| refusal.outcome, |_| "done"));
