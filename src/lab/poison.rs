@@ -33,7 +33,7 @@ pub enum Attack {
 /// Frames that are repeated.
 const REPEATED: usize = 8;
 /// Windows that are accumulated, and candidates for each.
-const WINDOWS: usize = 24;
+pub const WINDOWS: usize = 24;
 const CANDIDATES: usize = 6;
 /// Images of the attacker's own exam.
 const ATTACKER_EXAM: usize = 100;
@@ -69,15 +69,23 @@ impl<'a> Exam<'a> {
     }
 }
 
-/// The images that a hostile camera sends, in order, over and over. `pool` is what the attacker has to choose from, with its labels.
+/// The images that a hostile camera sends, in order, over and over. `pool` is what the attacker has to choose from, with its labels;
+/// `shown` hears of each window that was accumulated.
 ///
 /// # Errors
 /// Only what is fatal to a run.
-pub fn craft(attack: Attack, pool: &[Frame], exam: &Exam, config: &AdaptConfig, seed: u64) -> Result<Vec<Image>, SessionError> {
+pub fn craft(
+    attack: Attack,
+    pool: &[Frame],
+    exam: &Exam,
+    config: &AdaptConfig,
+    seed: u64,
+    shown: impl Fn(),
+) -> Result<Vec<Image>, SessionError> {
     let wrong = misjudged(pool, exam.bundle, config, seed)?;
     match attack {
         Attack::Repeated => Ok(wrong.iter().take(REPEATED).map(|frame| frame.image.clone()).collect()),
-        Attack::Accumulated => accumulate(&wrong, exam, config, seed),
+        Attack::Accumulated => accumulate(&wrong, exam, config, seed, shown),
     }
 }
 
@@ -97,7 +105,7 @@ fn misjudged(pool: &[Frame], bundle: &Bundle, config: &AdaptConfig, seed: u64) -
 }
 
 /// Window by window the candidate that does most harm to a copy that nothing guards.
-fn accumulate(wrong: &[Frame], exam: &Exam, config: &AdaptConfig, seed: u64) -> Result<Vec<Image>, SessionError> {
+fn accumulate(wrong: &[Frame], exam: &Exam, config: &AdaptConfig, seed: u64, shown: impl Fn()) -> Result<Vec<Image>, SessionError> {
     let config = AdaptConfig { guard: GuardConfig::OPEN, ..config.clone() };
     let mut draws = Draws::new(seed, 0);
     let (mut chosen, mut state): (Vec<Image>, Option<Box<DurableState>>) = (Vec::new(), None);
@@ -121,6 +129,7 @@ fn accumulate(wrong: &[Frame], exam: &Exam, config: &AdaptConfig, seed: u64) -> 
         let Some(((_, after), frames)) = tried.min_by(|((a, _), _), ((b, _), _)| a.total_cmp(b)) else { break };
         state = Some(after);
         chosen.extend(frames.into_iter().map(|frame| frame.image.clone()));
+        shown();
     }
     Ok(chosen)
 }
@@ -150,7 +159,7 @@ pub struct Stretch {
 #[derive(Clone, Debug, Serialize)]
 pub struct Course {
     pub stretches: Vec<Stretch>,
-    /// Of the hostile frames and of the benign, 0..=1.
+    /// Share of all frames, 0..=1.
     pub withheld: f64,
     /// The frame after which what was learned was taken back.
     pub frozen_after: Option<u64>,

@@ -6,7 +6,7 @@ use crate::frame::Frame;
 use crate::guard::canary::Canary;
 use crate::lab::corruptions::Severity;
 use crate::lab::dataset::{Labelled, Split, load};
-use crate::lab::poison::{Attack, Course, Exam, Phase, craft, play};
+use crate::lab::poison::{Attack, Course, Exam, Phase, WINDOWS, craft, play};
 use crate::lab::streams::{Plan, Playback, Request, Stream};
 use crate::lab::suite::in_parallel;
 use crate::lab::summary::points;
@@ -25,7 +25,8 @@ const EXAM: usize = 512;
 
 #[derive(Clone, Serialize)]
 struct Row {
-    attack: Attack,
+    /// None: benign cameras alone.
+    attack: Option<Attack>,
     hostile: f64,
     is_guarded: bool,
     #[serde(flatten)]
@@ -43,25 +44,22 @@ pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
         (frames(Stream::Continual, &images, eval.source.length(), seed)?, frames(Stream::Mixed, &training, POOL, seed + 1)?);
     let exam_images = canary(&frames(Stream::Continual, &rest, EXAM, seed + 2)?);
     let exam = Exam::new(&bundle, &config.adapt, &exam_images)?;
-    let attacks = [Attack::Repeated, Attack::Accumulated];
-    let poison = attacks.map(|attack| craft(attack, &pool, &exam, &config.adapt, seed + 3));
+    let crafting = bar(WINDOWS as u64, "attacker")?;
     let mut poisons = Vec::new();
-    for (attack, poison) in attacks.into_iter().zip(poison) {
-        poisons.push((attack, poison?));
+    for attack in [Attack::Repeated, Attack::Accumulated] {
+        poisons.push((attack, craft(attack, &pool, &exam, &config.adapt, seed + 3, || crafting.inc(1))?));
     }
+    crafting.finish();
     let open = AdaptConfig { guard: GuardConfig::OPEN, ..config.adapt.clone() };
-    let mut cells = Vec::new();
-    for (attack, poison) in &poisons {
-        for hostile in HOSTILE {
-            cells.extend([(false, &open), (true, &config.adapt)].map(|(is_guarded, adapt)| (*attack, poison, hostile, is_guarded, adapt)));
-        }
-    }
-    let bar = ProgressBar::new((benign.len() * cells.len()) as u64).with_message("poison");
-    bar.set_style(ProgressStyle::with_template(super::BAR)?);
+    let attacks = poisons.iter().flat_map(|(attack, poison)| HOSTILE.map(|hostile| (Some(*attack), poison.as_slice(), hostile)));
+    let guards = [(false, &open), (true, &config.adapt)];
+    let cells: Vec<_> =
+        [(None, [].as_slice(), 0.0)].into_iter().chain(attacks).flat_map(|attack| guards.map(|guard| (attack, guard))).collect();
+    let bar = bar((benign.len() * cells.len()) as u64, "streams")?;
     let rows = Mutex::new(vec![None; cells.len()]);
     let indices: Vec<usize> = (0..cells.len()).collect();
     let work = |&index: &usize| -> Result<(), Box<dyn Error + Send + Sync>> {
-        let (attack, poison, hostile, is_guarded, adapt) = cells[index];
+        let ((attack, poison, hostile), (is_guarded, adapt)) = cells[index];
         let course = play(&benign, poison, hostile, &exam, adapt, seed, || bar.inc(1))?;
         rows.lock().expect("no work panics")[index] = Some(Row { attack, hostile, is_guarded, course });
         Ok(())
@@ -70,6 +68,12 @@ pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
     bar.finish();
     let rows: Vec<Row> = rows.into_inner().expect("no work panics").into_iter().flatten().collect();
     say(eval, &serde_json::json!({ "attacks": rows }), &table(&rows))
+}
+
+fn bar(length: u64, message: &'static str) -> Result<ProgressBar, Box<dyn Error>> {
+    let bar = ProgressBar::new(length).with_message(message);
+    bar.set_style(ProgressStyle::with_template(super::BAR)?);
+    Ok(bar)
 }
 
 fn frames(eval: &Eval, stream: Stream, images: &[Labelled], count: usize, seed: u64) -> Result<Vec<Frame>, Box<dyn Error>> {
@@ -98,8 +102,9 @@ fn table(rows: &[Row]) -> String {
     );
     for row in rows {
         let name = match row.attack {
-            Attack::Repeated => "repeated",
-            Attack::Accumulated => "accumulated",
+            None => "none",
+            Some(Attack::Repeated) => "repeated",
+            Some(Attack::Accumulated) => "accumulated",
         };
         let of_phase = |phase: Phase| {
             let stretch = row.course.stretches.iter().find(|stretch| stretch.phase == phase);
