@@ -107,6 +107,20 @@ impl GuardConfig {
         canary_tolerance: 0.0,
         canary_evidence_max: f64::MAX,
     };
+
+    /// Field, value, whether it is in its range, and the range.
+    fn checks(&self) -> [(&'static str, String, bool, &'static str); 6] {
+        let Self { repeats_max, camera_share_max, canary_every_windows, canary_images, canary_tolerance, canary_evidence_max } = *self;
+        let (every, images) = (1..=1_000_000, 1..=1024);
+        [
+            ("guard.repeats_max", repeats_max.to_string(), repeats_max >= 1, "at least 1"),
+            ("guard.camera_share_max", camera_share_max.to_string(), camera_share_max >= 1.0, "at least 1"),
+            ("guard.canary_every_windows", canary_every_windows.to_string(), every.contains(&canary_every_windows), "1 to 1000000"),
+            ("guard.canary_images", canary_images.to_string(), images.contains(&canary_images), "1 to 1024"),
+            ("guard.canary_tolerance", canary_tolerance.to_string(), (0.0..1.0).contains(&canary_tolerance), "from 0, below 1"),
+            ("guard.canary_evidence_max", canary_evidence_max.to_string(), canary_evidence_max > 1.0, "above 1"),
+        ]
+    }
 }
 
 /// Diffusion-TTA's own numbers; used by the `condition` objective alone.
@@ -235,22 +249,6 @@ impl AdaptConfig {
             ("gate.diversity_slack", self.gate.diversity_slack.to_string(), unit.contains(&self.gate.diversity_slack), "0 to 1"),
             ("gate.tolerance", self.gate.tolerance.to_string(), unit.contains(&self.gate.tolerance), "0 to 1"),
             ("gate.confidence_min", self.gate.confidence_min.to_string(), unit.contains(&self.gate.confidence_min), "0 to 1"),
-            ("guard.repeats_max", self.guard.repeats_max.to_string(), self.guard.repeats_max >= 1, "at least 1"),
-            ("guard.camera_share_max", self.guard.camera_share_max.to_string(), self.guard.camera_share_max >= 1.0, "at least 1"),
-            (
-                "guard.canary_every_windows",
-                self.guard.canary_every_windows.to_string(),
-                (1..=1_000_000).contains(&self.guard.canary_every_windows),
-                "1 to 1000000",
-            ),
-            ("guard.canary_images", self.guard.canary_images.to_string(), (1..=1024).contains(&self.guard.canary_images), "1 to 1024"),
-            (
-                "guard.canary_tolerance",
-                self.guard.canary_tolerance.to_string(),
-                (0.0..1.0).contains(&self.guard.canary_tolerance),
-                "0, below 1",
-            ),
-            ("guard.canary_evidence_max", self.guard.canary_evidence_max.to_string(), self.guard.canary_evidence_max > 1.0, "above 1"),
             (
                 "condition.steps_per_window",
                 self.condition.steps_per_window.to_string(),
@@ -271,7 +269,7 @@ impl AdaptConfig {
             ),
         ];
         self.check_optimizer()?;
-        match checks.into_iter().find(|(_, _, is_in_range, _)| !is_in_range) {
+        match checks.into_iter().chain(self.guard.checks()).find(|(_, _, is_in_range, _)| !is_in_range) {
             Some((field, value, _, range)) => Err(AdaptRangeError { field, value, range }),
             None => Ok(()),
         }
