@@ -221,9 +221,9 @@ fn gradients_do_not_depend_on_how_a_window_is_cut() {
         classifier.gradients(&forward, rows).expect("gradients")
     };
     let whole = of(&images, &rows);
-    let mut sum = undrift::learner::Gradients::new();
+    let mut sum = undrift::model::Gradients::new();
     for (image, row) in images.chunks_exact(64).zip(rows.chunks(1)) {
-        undrift::learner::accumulate(&mut sum, of(image, row));
+        undrift::learner::accumulate(&mut sum, &of(image, row));
     }
     for (name, whole) in &whole {
         let scale = whole.iter().map(|g| g.abs()).fold(1e-6, f32::max);

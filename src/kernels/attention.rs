@@ -1,7 +1,8 @@
 //! Scaled dot-product attention over a packed query, key and value; the backward pass recomputes the probabilities.
 
 use super::elementwise::exp;
-use super::matmul::{Matrix, Write, matmul};
+use super::matmul::{Matrix, Write};
+use super::outer::transposed_product;
 use super::panels::{Finish, Panels, product};
 use super::slices::{dot, maximum, sum, tensor, values, with_values};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
@@ -33,6 +34,8 @@ pub struct AttentionWorkspace {
     values: Panels,
     /// (T, T)
     probabilities: Vec<f32>,
+    /// (T, T), in the backward pass.
+    gradients: Vec<f32>,
 }
 
 /// out (T, D) of one image's `qkv` (T, 3 D).
@@ -79,6 +82,23 @@ impl Sizes {
             || into.chunks_exact_mut(self.tokens).for_each(|row| softmax(row, scale)),
         );
     }
+
+    /// Puts the gradient of the scores, (T, T), in the place of that of the probabilities.
+    fn score_gradients(self, gradients: &mut [f32], probabilities: &[f32], y: &[f32], g: &[f32], head: usize) {
+        let scale = self.scale();
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (token, (ds, p)) in gradients.chunks_exact_mut(self.tokens).zip(probabilities.chunks_exact(self.tokens)).enumerate() {
+                    let own = token * self.hidden + head * self.head..token * self.hidden + (head + 1) * self.head;
+                    let mean = dot(&g[own.clone()], &y[own]);
+                    for (ds, &p) in ds.iter_mut().zip(p) {
+                        *ds = (*ds - mean) * p * scale;
+                    }
+                }
+            },
+        );
+    }
 }
 
 /// Puts softmax(scale row) in the place of `row`.
@@ -110,22 +130,17 @@ impl CustomOp1 for Attention {
     }
 
     fn bwd(&self, qkv: &Tensor, y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let sizes = self.sizes(qkv.dims3()?)?;
-        let (t, d) = (sizes.tokens, sizes.hidden);
+        let Sizes { tokens: t, hidden: d, .. } = self.sizes(qkv.dims3()?)?;
         let mut dqkv = vec![0f32; qkv.elem_count()];
         with_values(qkv, |qkv| {
             with_values(y, |y| {
                 with_values(gradient, |g| {
                     let inputs = qkv.par_chunks(3 * t * d).zip(y.par_chunks(t * d)).zip(g.par_chunks(t * d));
-                    dqkv.par_chunks_mut(3 * t * d).zip(inputs).for_each_init(
-                        || (Panels::default(), vec![0f32; t * t], vec![0f32; t * t]),
-                        |(keys, p, ds), (dqkv, ((qkv, y), g))| {
-                            for head in 0..self.heads {
-                                sizes.probabilities(qkv, head, keys, p);
-                                backward_head(sizes, head, (qkv, y, g), (p, ds), dqkv);
-                            }
-                        },
-                    );
+                    dqkv.par_chunks_mut(3 * t * d)
+                        .zip(inputs)
+                        .for_each_init(AttentionWorkspace::default, |workspace, (dqkv, ((qkv, y), g))| {
+                            attend_backward(dqkv, qkv, y, g, d, self.heads, workspace)
+                        });
                     Ok(())
                 })
             })
@@ -134,23 +149,36 @@ impl CustomOp1 for Attention {
     }
 }
 
-/// One head of one image. With P the probabilities and s the scale: dV = P' g; dP = g V'; dS = P (dP - rowsum(g y)) s;
-/// dQ = dS K; dK = dS' Q.
-fn backward_head(sizes: Sizes, head: usize, (qkv, y, g): (&[f32], &[f32], &[f32]), (p, ds): (&[f32], &mut [f32]), dqkv: &mut [f32]) {
-    let Sizes { tokens: t, hidden: d, head: width } = sizes;
-    let scale = sizes.scale();
-    let start = |part: usize| part * d + head * width;
-    let gradient = Matrix::rows_of(&g[head * width..], t, width, d);
-    matmul(&mut dqkv[start(2)..], 3 * d, Matrix::rows_of(p, t, t, t).transposed(), gradient, Write::Replace);
-    matmul(ds, t, gradient, sizes.part(qkv, 2, head).transposed(), Write::Replace);
-    for (token, (ds, p)) in ds.chunks_exact_mut(t).zip(p.chunks_exact(t)).enumerate() {
-        let own = token * d + head * width..token * d + (head + 1) * width;
-        let mean = dot(&g[own.clone()], &y[own]);
-        for (ds, &p) in ds.iter_mut().zip(p) {
-            *ds = (*ds - mean) * p * scale;
-        }
+/// dqkv (T, 3 D) of one image, for the gradient `g` (T, D) of [`attend`]'s `y`.
+///
+/// For each head, with P the probabilities and s the scale: dV = P' g; dP = g V'; dS = P (dP - rowsum(g y)) s; dQ = dS K; dK = dS' Q.
+pub fn attend_backward(
+    dqkv: &mut [f32],
+    qkv: &[f32],
+    y: &[f32],
+    g: &[f32],
+    hidden: usize,
+    heads: usize,
+    workspace: &mut AttentionWorkspace,
+) {
+    let tokens = y.len() / hidden;
+    let sizes = Sizes { tokens, hidden, head: hidden / heads };
+    workspace.probabilities.resize(tokens * tokens, 0.0);
+    workspace.gradients.resize(tokens * tokens, 0.0);
+    let AttentionWorkspace { keys, values, probabilities, gradients } = workspace;
+    for head in 0..heads {
+        let (query, key, value) = (sizes.part(qkv, 0, head), sizes.part(qkv, 1, head), sizes.part(qkv, 2, head));
+        let start = |part: usize| part * hidden + head * sizes.head;
+        sizes.probabilities(qkv, head, keys, probabilities);
+        let p = Matrix::rows_of(probabilities, tokens, tokens, tokens);
+        let of_head = Matrix::rows_of(&g[start(0)..], tokens, sizes.head, hidden);
+        transposed_product(&mut dqkv[start(2)..], 3 * hidden, p, of_head, Write::Replace);
+        values.pack(value.transposed());
+        product(gradients, tokens, of_head, values, Finish::Replace);
+        sizes.score_gradients(gradients, probabilities, y, g, head);
+        let ds = Matrix::rows_of(gradients, tokens, tokens, tokens);
+        values.pack(key);
+        product(&mut dqkv[start(0)..], 3 * hidden, ds, values, Finish::Replace);
+        transposed_product(&mut dqkv[start(1)..], 3 * hidden, ds, query, Write::Replace);
     }
-    let ds = Matrix::rows_of(ds, t, t, t);
-    matmul(&mut dqkv[start(0)..], 3 * d, ds, sizes.part(qkv, 1, head), Write::Replace);
-    matmul(&mut dqkv[start(1)..], 3 * d, ds.transposed(), sizes.part(qkv, 0, head), Write::Replace);
 }

@@ -20,6 +20,39 @@ pub fn neighbour_mix(x: &Tensor, weight: &Tensor, grid: (usize, usize)) -> Resul
 
 /// y (T, C) = gelu of the [`neighbour_mix`] of one image's x (T, C).
 pub fn mixed_gelu(y: &mut [f32], x: &[f32], weight: &[f32], grid: (usize, usize)) {
+    let y_of = |sums: &mut [f32]| sums.iter_mut().for_each(|sum| *sum = gelu_value(*sum));
+    sweep::<false>(y, x, weight, grid, y_of);
+}
+
+/// y (T, C), the [`neighbour_mix`] of one image's x (T, C).
+pub fn mix(y: &mut [f32], x: &[f32], weight: &[f32], grid: (usize, usize)) {
+    sweep::<false>(y, x, weight, grid, |_| ());
+}
+
+/// Writes dx (T, C) of one image's [`mix`] for the gradient `g` (T, C), and adds to `dweight` (9, C), if that is asked for.
+pub fn mix_backward(dx: &mut [f32], dweight: Option<&mut [f32]>, x: &[f32], g: &[f32], weight: &[f32], grid: (usize, usize)) {
+    // A token is heard by those that it hears, each in the place opposite.
+    sweep::<true>(dx, g, weight, grid, |_| ());
+    let Some(dweight) = dweight else { return };
+    let c = weight.len() / NEIGHBOURS;
+    assert_eq!((dweight.len(), x.len()), (weight.len(), g.len()), "values on a grid");
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (token, g) in g.chunks_exact(c).enumerate() {
+                for (dweight, neighbour) in dweight.chunks_exact_mut(c).zip(neighbours(token, grid)) {
+                    let Some(neighbour) = neighbour else { continue };
+                    for ((dweight, &g), &x) in dweight.iter_mut().zip(g).zip(&x[neighbour * c..]) {
+                        *dweight = g.mul_add(x, *dweight);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// y (T, C) = `finish` of the mix of x (T, C); the window is turned about its centre where it `IS_TURNED`.
+fn sweep<const IS_TURNED: bool>(y: &mut [f32], x: &[f32], weight: &[f32], grid: (usize, usize), finish: impl Fn(&mut [f32])) {
     let c = weight.len() / NEIGHBOURS;
     assert_eq!((y.len(), x.len()), (grid.0 * grid.1 * c, y.len()), "values on a grid");
     Arch::new().dispatch(
@@ -30,11 +63,13 @@ pub fn mixed_gelu(y: &mut [f32], x: &[f32], weight: &[f32], grid: (usize, usize)
                 let (chunks, rest) = y.as_chunks_mut::<CHANNELS>();
                 let last = chunks.len() * CHANNELS;
                 for (i, chunk) in chunks.iter_mut().enumerate() {
-                    *chunk = mixed_gelu_of(x, weight, (token, i * CHANNELS, c), &near);
+                    *chunk = mix_of::<_, IS_TURNED>(x, weight, (token, i * CHANNELS, c), &near);
+                    finish(chunk);
                 }
                 for (i, value) in rest.iter_mut().enumerate() {
-                    [*value] = mixed_gelu_of(x, weight, (token, last + i, c), &near);
+                    [*value] = mix_of::<_, IS_TURNED>(x, weight, (token, last + i, c), &near);
                 }
+                finish(rest);
             }
         },
     );
@@ -42,7 +77,7 @@ pub fn mixed_gelu(y: &mut [f32], x: &[f32], weight: &[f32], grid: (usize, usize)
 
 /// `N` channels of a token, from `channel` of `c` on.
 #[inline(always)]
-fn mixed_gelu_of<const N: usize>(
+fn mix_of<const N: usize, const IS_TURNED: bool>(
     x: &[f32],
     weight: &[f32],
     (token, channel, c): (usize, usize, usize),
@@ -50,15 +85,13 @@ fn mixed_gelu_of<const N: usize>(
 ) -> [f32; N] {
     let mut sums: [f32; N] = *x[token * c + channel..].first_chunk().expect("channels of a token");
     for (position, neighbour) in near.iter().enumerate() {
+        let position = if IS_TURNED { NEIGHBOURS - 1 - position } else { position };
         if let Some(neighbour) = *neighbour {
             let (x, weight) = (&x[neighbour * c + channel..][..N], &weight[position * c + channel..][..N]);
             for i in 0..N {
                 sums[i] = weight[i].mul_add(x[i], sums[i]);
             }
         }
-    }
-    for sum in &mut sums {
-        *sum = gelu_value(*sum);
     }
     sums
 }
@@ -76,24 +109,6 @@ struct NeighbourMix {
     grid: (usize, usize),
 }
 
-impl NeighbourMix {
-    /// Calls `visit(token, neighbour, position)` for each pair within the grid, `position` of 0..9.
-    #[inline]
-    fn pairs(&self, mut visit: impl FnMut(usize, usize, usize)) {
-        let (rows, columns) = self.grid;
-        for row in 0..rows {
-            for column in 0..columns {
-                for position in 0..NEIGHBOURS {
-                    let (y, x) = (row + position / 3, column + position % 3);
-                    if (1..=rows).contains(&y) && (1..=columns).contains(&x) {
-                        visit(row * columns + column, (y - 1) * columns + x - 1, position);
-                    }
-                }
-            }
-        }
-    }
-}
-
 impl CustomOp2 for NeighbourMix {
     fn name(&self) -> &'static str {
         "neighbour-mix"
@@ -105,41 +120,22 @@ impl CustomOp2 for NeighbourMix {
         if t != self.grid.0 * self.grid.1 || weight.len() != NEIGHBOURS * c {
             bail!("{} weights on a grid {:?} for {t} tokens of {c}", weight.len(), self.grid);
         }
-        let mut y = x.to_vec();
-        y.par_chunks_mut(t * c).zip(x.par_chunks(t * c)).for_each(|(y, x)| {
-            self.pairs(|token, neighbour, position| {
-                let (x, weight) = (&x[neighbour * c..][..c], &weight[position * c..][..c]);
-                for ((y, &x), &weight) in y[token * c..][..c].iter_mut().zip(x).zip(weight) {
-                    *y = weight.mul_add(x, *y);
-                }
-            });
-        });
+        let mut y = vec![0f32; x.len()];
+        y.par_chunks_mut(t * c).zip(x.par_chunks(t * c)).for_each(|(y, x)| mix(y, x, weight, self.grid));
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (n, t, c) = x.dims3()?;
         let is_trainable = weight.track_op();
-        let mut dx = with_values(gradient, |g| Ok(g.to_vec()))?;
+        let mut dx = vec![0f32; n * t * c];
         let mut dweight = vec![0f32; n * NEIGHBOURS * c];
         with_values(x, |x| {
             with_values(weight, |weight| {
                 with_values(gradient, |g| {
                     let outputs = dx.par_chunks_mut(t * c).zip(dweight.par_chunks_mut(NEIGHBOURS * c));
                     outputs.zip(x.par_chunks(t * c).zip(g.par_chunks(t * c))).for_each(|((dx, dweight), (x, g))| {
-                        self.pairs(|token, neighbour, position| {
-                            let g = &g[token * c..][..c];
-                            let (x, dx) = (&x[neighbour * c..][..c], &mut dx[neighbour * c..][..c]);
-                            let weight = &weight[position * c..][..c];
-                            for ((dx, &g), &weight) in dx.iter_mut().zip(g).zip(weight) {
-                                *dx = g.mul_add(weight, *dx);
-                            }
-                            if is_trainable {
-                                for ((dweight, &g), &x) in dweight[position * c..][..c].iter_mut().zip(g).zip(x) {
-                                    *dweight = g.mul_add(x, *dweight);
-                                }
-                            }
-                        });
+                        mix_backward(dx, is_trainable.then_some(dweight), x, g, weight, self.grid);
                     });
                     Ok(())
                 })

@@ -2,6 +2,7 @@
 
 use super::slices::{add_into, tensor, values, with_values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
+use pulp::Arch;
 use rayon::prelude::*;
 
 /// Values that one task takes.
@@ -27,7 +28,7 @@ pub fn exp(x: f32) -> f32 {
     f32::from_bits(mantissa.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
-#[inline]
+#[inline(always)]
 fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
@@ -43,7 +44,7 @@ pub fn gelu_value(x: f32) -> f32 {
 }
 
 /// With u = s x (1 + c x^2): d/dx 0.5 x (1 + tanh u) = 0.5 (1 + tanh u) + 0.5 x (1 - tanh^2 u) s (1 + 3 c x^2).
-#[inline]
+#[inline(always)]
 fn gelu_derivative(x: f32) -> f32 {
     let squared = x * x;
     let t = tanh(GELU_SCALE * x * (GELU_CUBIC * squared + 1.0));
@@ -53,6 +54,22 @@ fn gelu_derivative(x: f32) -> f32 {
 /// GELU in its tanh form, any shape.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Gelu)
+}
+
+/// y = gelu(x), value by value.
+pub fn gelu_into(y: &mut [f32], x: &[f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_value(x)),
+    );
+}
+
+/// Gives each value of `g`, the gradient of gelu(x), its factor: now it is that of x.
+pub fn gelu_backward(g: &mut [f32], x: &[f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || g.iter_mut().zip(x).for_each(|(g, &x)| *g *= gelu_derivative(x)),
+    );
 }
 
 /// Puts silu(x) = x / (1 + exp(-x)) in the place of each value.
@@ -72,26 +89,15 @@ impl CustomOp1 for Gelu {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(storage, layout)?;
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(TASK_VALUES).zip(x.par_chunks(TASK_VALUES)).for_each(|(y, x)| {
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = gelu_value(x);
-            }
-        });
+        y.par_chunks_mut(TASK_VALUES).zip(x.par_chunks(TASK_VALUES)).for_each(|(y, x)| gelu_into(y, x));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let mut dx = vec![0f32; x.elem_count()];
+        let mut dx = with_values(gradient, |g| Ok(g.to_vec()))?;
         with_values(x, |x| {
-            with_values(gradient, |g| {
-                let tasks = dx.par_chunks_mut(TASK_VALUES).zip(x.par_chunks(TASK_VALUES)).zip(g.par_chunks(TASK_VALUES));
-                tasks.for_each(|((dx, x), g)| {
-                    for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-                        *dx = gelu_derivative(x) * g;
-                    }
-                });
-                Ok(())
-            })
+            dx.par_chunks_mut(TASK_VALUES).zip(x.par_chunks(TASK_VALUES)).for_each(|(dx, x)| gelu_backward(dx, x));
+            Ok(())
         })?;
         Ok(Some(tensor(dx, x.shape())))
     }
@@ -100,6 +106,35 @@ impl CustomOp1 for Gelu {
 /// y (N, T, D) = x (N, T, D) + gate (R, D) * h (N, T, D), where R is N or 1.
 pub fn gated_residual(x: &Tensor, gate: &Tensor, h: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op3(&gate.contiguous()?, &h.contiguous()?, GatedResidual)
+}
+
+/// x (T, D) += gate (D) * h (T, D) of one image.
+pub fn add_gated(x: &mut [f32], h: &[f32], gate: &[f32]) {
+    let d = gate.len();
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (x, h) in x.chunks_exact_mut(d).zip(h.chunks_exact(d)) {
+                x.iter_mut().zip(h).zip(gate).for_each(|((x, &h), &gate)| *x = gate.mul_add(h, *x));
+            }
+        },
+    );
+}
+
+/// Writes dh (T, D) of one image's gate * h, for the gradient `g` (T, D), and adds to `dgate` (D).
+pub fn gate_backward(dh: &mut [f32], dgate: &mut [f32], h: &[f32], g: &[f32], gate: &[f32]) {
+    let d = gate.len();
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for ((dh, g), h) in dh.chunks_exact_mut(d).zip(g.chunks_exact(d)).zip(h.chunks_exact(d)) {
+                for ((((dh, dgate), &h), &g), &gate) in dh.iter_mut().zip(dgate.iter_mut()).zip(h).zip(g).zip(gate) {
+                    *dh = g * gate;
+                    *dgate = g.mul_add(h, *dgate);
+                }
+            }
+        },
+    );
 }
 
 struct GatedResidual;
@@ -120,14 +155,9 @@ impl CustomOp3 for GatedResidual {
     ) -> Result<(CpuStorage, Shape)> {
         let (_, t, d) = x_layout.shape().dims3()?;
         let (x, gate, h) = (values(x, x_layout)?, values(gate, gate_layout)?, values(h, h_layout)?);
-        let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(t * d).zip(x.par_chunks(t * d)).zip(h.par_chunks(t * d)).enumerate().for_each(|(n, ((y, x), h))| {
-            let gate = super::normalize::row(gate, n, d);
-            for ((y, x), h) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(h.chunks_exact(d)) {
-                for (((y, &x), &h), &gate) in y.iter_mut().zip(x).zip(h).zip(gate) {
-                    *y = gate.mul_add(h, x);
-                }
-            }
+        let mut y = x.to_vec();
+        y.par_chunks_mut(t * d).zip(h.par_chunks(t * d)).enumerate().for_each(|(n, (y, h))| {
+            add_gated(y, h, super::normalize::row(gate, n, d));
         });
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
@@ -148,13 +178,7 @@ impl CustomOp3 for GatedResidual {
                 with_values(h, |h| {
                     let tasks = dh.par_chunks_mut(t * d).zip(dgate.par_chunks_mut(d)).zip(g.par_chunks(t * d)).zip(h.par_chunks(t * d));
                     tasks.enumerate().for_each(|(n, (((dh, dgate), g), h))| {
-                        let gate = super::normalize::row(gate, n, d);
-                        for ((dh, g), h) in dh.chunks_exact_mut(d).zip(g.chunks_exact(d)).zip(h.chunks_exact(d)) {
-                            for i in 0..d {
-                                dh[i] = g[i] * gate[i];
-                                dgate[i] = g[i].mul_add(h[i], dgate[i]);
-                            }
-                        }
+                        gate_backward(dh, dgate, h, g, super::normalize::row(gate, n, d));
                     });
                     Ok(())
                 })

@@ -2,7 +2,7 @@
 //! constants in place of conditioned ones, that of the ViT.
 
 use super::elementwise::fold_rows;
-use super::slices::{sum, tensor, values, with_values};
+use super::slices::{LANES, sum, tensor, values, with_values};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use pulp::Arch;
 use rayon::prelude::*;
@@ -93,10 +93,7 @@ impl CustomOp3 for ModulatedNorm {
                     let outputs = dx.par_chunks_mut(t * d).zip(dshift.par_chunks_mut(d)).zip(dscale.par_chunks_mut(d));
                     let inputs = x.par_chunks(t * d).zip(g.par_chunks(t * d));
                     outputs.zip(inputs).enumerate().for_each(|(n, (((dx, dshift), dscale), (x, g)))| {
-                        let scale = row(scale, n, d);
-                        for ((dx, x), g) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(g.chunks_exact(d)) {
-                            backward_token(dx, dshift, dscale, x, g, scale);
-                        }
+                        modulate_backward(dx, dshift, dscale, x, g, row(scale, n, d));
                     });
                     Ok(())
                 })
@@ -108,23 +105,46 @@ impl CustomOp3 for ModulatedNorm {
     }
 }
 
-/// With x^ = (x - mean) r and gh = g (1 + scale): dx = r (gh - mean(gh) - x^ mean(gh x^)), dshift += g, dscale += g x^.
-#[inline]
+/// Adds the gradients of one image's [`modulate`] to `dx` (T, D), `dshift` (D) and `dscale` (D), for the gradient `g` (T, D).
+///
+/// With x^ = (x - mean) r and gh = g (1 + scale): dx = r (gh - mean(gh) - x^ mean(gh x^)), dshift = g, dscale = g x^.
+pub fn modulate_backward(dx: &mut [f32], dshift: &mut [f32], dscale: &mut [f32], x: &[f32], g: &[f32], scale: &[f32]) {
+    let d = scale.len();
+    assert_eq!((dx.len(), g.len(), dshift.len(), dscale.len()), (x.len(), x.len(), d, d), "lengths of a modulated norm");
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for ((dx, x), g) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(g.chunks_exact(d)) {
+                backward_token(dx, dshift, dscale, x, g, scale);
+            }
+        },
+    );
+}
+
+#[inline(always)]
 fn backward_token(dx: &mut [f32], dshift: &mut [f32], dscale: &mut [f32], x: &[f32], g: &[f32], scale: &[f32]) {
-    let d = x.len();
+    let count = x.len() as f32;
     let (mean, reciprocal) = statistics(x);
-    let mut projection = [0f32; 16];
-    for i in 0..d {
-        let normal = (x[i] - mean) * reciprocal;
-        dshift[i] += g[i];
-        dscale[i] = g[i].mul_add(normal, dscale[i]);
-        dx[i] = g[i] * (1.0 + scale[i]);
-        projection[i % 16] = dx[i].mul_add(normal, projection[i % 16]);
+    let (mut gradients, mut projections) = ([0f32; LANES], [0f32; LANES]);
+    let mut add = |x: &[f32], g: &[f32], scale: &[f32]| {
+        for i in 0..x.len() {
+            let gradient = g[i] * (1.0 + scale[i]);
+            gradients[i] += gradient;
+            projections[i] = gradient.mul_add((x[i] - mean) * reciprocal, projections[i]);
+        }
+    };
+    let ((chunks, x_rest), (of_g, g_rest), (of_scale, scale_rest)) =
+        (x.as_chunks::<LANES>(), g.as_chunks::<LANES>(), scale.as_chunks::<LANES>());
+    for ((x, g), scale) in chunks.iter().zip(of_g).zip(of_scale) {
+        add(x, g, scale);
     }
-    let mean_gradient = sum(dx, |value| value) / d as f32;
-    let mean_projection = projection.iter().sum::<f32>() / d as f32;
-    for i in 0..d {
-        let normal = (x[i] - mean) * reciprocal;
-        dx[i] = reciprocal * (dx[i] - mean_gradient - normal * mean_projection);
+    add(x_rest, g_rest, scale_rest);
+    let (mean_gradient, mean_projection) = (gradients.iter().sum::<f32>() / count, projections.iter().sum::<f32>() / count);
+    let places = dx.iter_mut().zip(dshift).zip(dscale);
+    for ((((dx, dshift), dscale), (&x, &g)), &scale) in places.zip(x.iter().zip(g)).zip(scale) {
+        let normal = (x - mean) * reciprocal;
+        *dshift += g;
+        *dscale = g.mul_add(normal, *dscale);
+        *dx += reciprocal * (g * (1.0 + scale) - mean_gradient - normal * mean_projection);
     }
 }

@@ -113,23 +113,58 @@ impl Product<'_> {
                 sums[1] = simd.mul_add_f32s(left, right[1], sums[1]);
             }
         }
+        let of_columns = |row: &[f32]| load_pair(simd, &row[column..self.right.columns]);
+        let (bias, gate) = match self.finish {
+            Finish::Replace => ([simd.splat_f32s(0.0); 2], [simd.splat_f32s(1.0); 2]),
+            Finish::Bias(bias) | Finish::Residual(bias) => (of_columns(bias), [simd.splat_f32s(1.0); 2]),
+            Finish::GatedResidual { bias, gate } => (of_columns(bias), of_columns(gate)),
+        };
         for (i, sums) in sums.into_iter().enumerate() {
-            let y = &mut self.y[(row + i) * self.row_stride..][..self.right.columns];
-            for (first, sum) in (column..self.right.columns).step_by(S::F32_LANES).zip(sums) {
-                let columns = first..self.right.columns.min(first + S::F32_LANES);
-                let of_columns = |row: &[f32]| simd.partial_load_f32s(&row[columns.clone()]);
-                let value = match self.finish {
-                    Finish::Replace => sum,
-                    Finish::Bias(bias) => simd.add_f32s(sum, of_columns(bias)),
-                    Finish::Residual(bias) => simd.add_f32s(of_columns(y), simd.add_f32s(sum, of_columns(bias))),
-                    Finish::GatedResidual { bias, gate } => {
-                        simd.mul_add_f32s(of_columns(gate), simd.add_f32s(sum, of_columns(bias)), of_columns(y))
-                    }
-                };
-                simd.partial_store_f32s(&mut y[columns], value);
-            }
+            let y = &mut self.y[(row + i) * self.row_stride + column..][..self.right.columns - column];
+            let value = |before: [S::f32s; 2], j: usize| match self.finish {
+                Finish::Replace => sums[j],
+                Finish::Bias(_) => simd.add_f32s(sums[j], bias[j]),
+                Finish::Residual(_) => simd.add_f32s(before[j], simd.add_f32s(sums[j], bias[j])),
+                Finish::GatedResidual { .. } => simd.mul_add_f32s(gate[j], simd.add_f32s(sums[j], bias[j]), before[j]),
+            };
+            let before = match self.finish {
+                Finish::Replace | Finish::Bias(_) => sums,
+                Finish::Residual(_) | Finish::GatedResidual { .. } => load_pair(simd, y),
+            };
+            store_pair(simd, y, [value(before, 0), value(before, 1)]);
         }
         ROWS
+    }
+}
+
+/// The first two vectors of `values`, which may be shorter: zeros follow.
+#[inline(always)]
+pub fn load_pair<S: Simd>(simd: S, values: &[f32]) -> [S::f32s; 2] {
+    match values.get(..2 * S::F32_LANES) {
+        Some(whole) => {
+            let (vectors, _) = S::as_simd_f32s(whole);
+            [vectors[0], vectors[1]]
+        }
+        None => {
+            let (first, second) = values.split_at(values.len().min(S::F32_LANES));
+            [simd.partial_load_f32s(first), simd.partial_load_f32s(second)]
+        }
+    }
+}
+
+/// Writes the two vectors to the start of `values`, as far as it goes.
+#[inline(always)]
+pub fn store_pair<S: Simd>(simd: S, values: &mut [f32], pair: [S::f32s; 2]) {
+    match values.get_mut(..2 * S::F32_LANES) {
+        Some(whole) => {
+            let (vectors, _) = S::as_mut_simd_f32s(whole);
+            [vectors[0], vectors[1]] = pair;
+        }
+        None => {
+            let (first, second) = values.split_at_mut(values.len().min(S::F32_LANES));
+            simd.partial_store_f32s(first, pair[0]);
+            simd.partial_store_f32s(second, pair[1]);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reading tensors as slices, and making tensors of vectors: the border between candle and the loops of this module.
 
-use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail, op::BackpropOp};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, Var, bail, op::BackpropOp};
+use std::cell::Cell;
 
 /// The f32 values of a contiguous storage.
 pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -18,6 +19,33 @@ pub fn with_values<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -
     match &*storage {
         Storage::Cpu(storage) => read(values(storage, layout)?),
         _ => bail!("a fused operation of the CPU got a tensor of another device"),
+    }
+}
+
+/// Calls `change` with the f32 values of `variable`, where they lie; what is computed from it later sees the new ones.
+pub fn change_values<R>(variable: &Var, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    let change = Change { change: Cell::new(Some(change)), result: Cell::new(None) };
+    variable.inplace_op1(&change)?;
+    Ok(change.result.take().expect("candle calls an operation that gave no error"))
+}
+
+/// A closure as an operation in place, which candle calls once.
+struct Change<F, R> {
+    change: Cell<Option<F>>,
+    result: Cell<Option<R>>,
+}
+
+impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Change<F, R> {
+    fn name(&self) -> &'static str {
+        "change-values"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(all), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            bail!("values that are changed in place are f32 and contiguous");
+        };
+        self.result.set(self.change.take().map(|change| change(&mut all[start..end])));
+        Ok(())
     }
 }
 

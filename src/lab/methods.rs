@@ -15,7 +15,7 @@ use crate::learner::{
     AdaptConfig, AdaptError, AnswerBy, AnswerTime, ConditionConfig, FrozenClassifier, GuardConfig, ObjectiveKind, OptimizerConfig,
     TrainablePart,
 };
-use crate::model::ClassifierConfig;
+use crate::model::{ClassifierConfig, ParameterError};
 use crate::prediction::Prediction;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -282,7 +282,7 @@ pub fn source_accuracy(
     images: &[Labelled],
     table: Table,
     seed: u64,
-) -> candle_core::Result<f64> {
+) -> Result<f64, ParameterError> {
     let planes = (0..images.len()).into_par_iter().flat_map_iter(|index| {
         let image = scene.render(&images[index].image, table, &mut Draws::new(seed, index as u64));
         let mut planes = vec![0f32; image.pixels().len()];

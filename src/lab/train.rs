@@ -5,10 +5,10 @@
 use super::dataset::Labelled;
 use crate::diffusion::{Schedule, Timestep, stretch};
 use crate::kernels;
-use crate::learner::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, TrainablePart, accumulate, collect};
+use crate::learner::{Optimizer, OptimizerConfig, OptimizerState, StepError, TrainablePart, accumulate, collect};
 use crate::model::{
-    ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, NormStatistics, ParameterError, Parameters, ResNet, Tensors,
-    parameters,
+    ClassConditioning, ClassifierConfig, Dit, DitConfig, Gradients, ImageShape, NormStatistics, ParameterError, Parameters, ResNet,
+    Tensors, parameters,
 };
 use crate::noise::NoiseKey;
 use candle_core::{DType, Device, Tensor};
@@ -252,7 +252,7 @@ fn train(
     let mut means: Vec<(&str, f32)> = Vec::new();
     while state.step < run.steps {
         let (gradients, figures) = batch_gradients(run, &state, &objective)?;
-        state.optimizer.step(&variables, &gradients, learning_rate(run, state.step), GRADIENT_NORM_MAX)?;
+        state.optimizer.step(&variables, &gradients, learning_rate(run, state.step), GRADIENT_NORM_MAX, None)?;
         state.step += 1;
         state.average()?;
         means = figures.iter().enumerate().map(|(i, &(name, v))| (name, means.get(i).map_or(v, |&(_, m)| 0.98 * m + 0.02 * v))).collect();
@@ -288,7 +288,7 @@ fn batch_gradients(
     });
     let (mut gradients, mut figures) = (Gradients::new(), Figures::new());
     for (term, part) in results.collect::<Result<Vec<_>, TrainError>>()? {
-        accumulate(&mut gradients, term);
+        accumulate(&mut gradients, &term);
         figures = part.iter().enumerate().map(|(i, &(name, v))| (name, v + figures.get(i).map_or(0.0, |&(_, sum)| sum))).collect();
     }
     Ok((gradients, figures))

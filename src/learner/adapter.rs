@@ -10,18 +10,19 @@ use super::frozen::FrozenClassifier;
 use super::judge::{Judge, Verdict};
 use super::lookout::Lookout;
 use super::objective::{LossAndGradient, cross_entropy, mean_logits, score};
-use super::optimizer::{Gradients, Optimizer, OptimizerState, StepError, StepReport};
+use super::optimizer::{Anchor, Optimizer, OptimizerState, StepError, StepReport, copy_by_name};
 use crate::bundle::{Bundle, Statistics};
 use crate::diffusion::Timestep;
 use crate::frame::WeightsVersion;
 use crate::guard::{GuardState, Withheld};
-use crate::model::{ClassifierConfig, ParameterError, Tensors};
+use crate::kernels;
+use crate::model::{ClassifierConfig, Gradients, NormStatistics, ParameterError, Tensors};
 use crate::noise::NoiseKey;
 use crate::observation::{CanaryReport, SkipReason, WindowReport};
 use crate::pipeline::{Adapted, Job, Outcome, WindowFrame};
 use crate::policy::{self, Decision, Evidence, Lesson, Ruling};
 use crate::state::{Good, LearnerState, PolicyState};
-use candle_core::{Device, Tensor, Var};
+use candle_core::Var;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -49,6 +50,7 @@ pub struct Adapter {
     /// Values of the trainable parameters in the source weights.
     source: BTreeMap<String, Vec<f32>>,
     source_norm: f64,
+    buffers: Buffers,
     statistics: Statistics,
     version: WeightsVersion,
     policy: PolicyState,
@@ -71,6 +73,7 @@ impl Adapter {
             source_tensors: bundle.classifier.clone(),
             source_norm: norm(source.values().flatten().map(|&value| f64::from(value))),
             source,
+            buffers: Buffers::default(),
             statistics: bundle.statistics.clone(),
             version: learner.version,
             policy: PolicyState::default(),
@@ -122,9 +125,11 @@ impl Adapter {
     /// Learns, and puts what moved the weights down to the cameras.
     fn learn_and_charge(&mut self, frames: &[WindowFrame]) -> Result<Outcome, AdaptError> {
         let verdicts = self.judge(frames)?;
-        let before = trainable_values(&self.classifier)?;
+        let mut before = std::mem::take(&mut self.buffers.before_window);
+        copy_values(&self.classifier, &mut before)?;
         let outcome = self.learn(frames, &verdicts)?;
         let change = if matches!(outcome, Outcome::Learned(_)) { self.distance_from(&before)? } else { 0.0 };
+        self.buffers.before_window = before;
         self.guard.shares.charge(frames.iter().map(|frame| frame.camera.as_str()), change, self.config.anchor_pull);
         Ok(outcome)
     }
@@ -168,8 +173,17 @@ impl Adapter {
     /// Learns from a window and the verdicts on it.
     pub fn learn(&mut self, frames: &[WindowFrame], verdicts: &[Verdict]) -> Result<Outcome, AdaptError> {
         self.follow(frames)?;
-        let images: Vec<f32> = frames.iter().flat_map(|frame| frame.views.iter().copied()).collect();
-        let forward = self.classifier.forward(&images)?;
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let outcome = self.learn_with(&mut buffers, frames, verdicts);
+        self.buffers = buffers;
+        outcome
+    }
+
+    fn learn_with(&mut self, buffers: &mut Buffers, frames: &[WindowFrame], verdicts: &[Verdict]) -> Result<Outcome, AdaptError> {
+        let Buffers { images, forward, gradients, .. } = &mut *buffers;
+        images.clear();
+        images.extend(frames.iter().flat_map(|frame| &frame.views));
+        self.classifier.forward_into(forward, images, NormStatistics::Running)?;
         let logits: Vec<Vec<Vec<f64>>> = forward.logits.chunks_exact(views(frames)).map(<[_]>::to_vec).collect();
         let source_logits: Vec<Vec<Vec<f64>>> = frames.iter().map(|frame| frame.source_logits.clone()).collect();
         let evidence =
@@ -177,7 +191,7 @@ impl Adapter {
         let ruling = policy::rule(&evidence, &self.config, &self.statistics, &mut self.policy);
         let mut report = self.report(&ruling, verdicts);
         if self.config.objective == ObjectiveKind::Condition {
-            return self.learn_as_published(frames, &images, forward, report);
+            return self.learn_as_published(buffers, frames, report);
         }
         let lessons = match &ruling.decision {
             Decision::Learn(lessons) => lessons,
@@ -194,8 +208,8 @@ impl Adapter {
         }
         let (loss, logit_gradients) = self.window_gradient(&logits, verdicts, lessons);
         report.loss = loss;
-        let gradients = self.classifier.gradients(&forward, &logit_gradients).map_err(AdaptError::Step)?;
-        self.step(&gradients, self.share(frames), report)
+        self.classifier.gradients_into(gradients, forward, &logit_gradients).map_err(AdaptError::Step)?;
+        self.step(buffers, self.share(frames), report)
     }
 
     /// Of a window, 0..=1: where the guard has kept frames out, the others weigh no more than in a full one.
@@ -232,20 +246,20 @@ impl Adapter {
     /// The paper's loop: several steps on the same frames, the classifier's answer renewed before each.
     fn learn_as_published(
         &mut self,
+        buffers: &mut Buffers,
         frames: &[WindowFrame],
-        images: &[f32],
-        mut forward: Forward,
         mut report: WindowReport,
     ) -> Result<Outcome, AdaptError> {
         let keys: Vec<NoiseKey> = frames.iter().map(|frame| frame.key).collect();
         for step in 0..self.config.condition.steps_per_window {
+            let Buffers { images, forward, gradients, .. } = &mut *buffers;
             if step > 0 {
-                forward = self.classifier.forward(images)?;
+                self.classifier.forward_into(forward, images, NormStatistics::Running)?;
             }
-            let gradient = condition::gradient(&self.judge, &forward, images, &keys, &self.config.condition, step)?;
+            let gradient = condition::gradient(&self.judge, forward, images, &keys, &self.config.condition, step)?;
             report.loss = gradient.loss;
-            let gradients = self.classifier.gradients(&forward, &gradient.logit_gradients).map_err(AdaptError::Step)?;
-            match self.step(&gradients, self.share(frames), report)? {
+            self.classifier.gradients_into(gradients, forward, &gradient.logit_gradients).map_err(AdaptError::Step)?;
+            match self.step(buffers, self.share(frames), report)? {
                 Outcome::Learned(of_step) => report = of_step,
                 skipped if step == 0 => return Ok(skipped),
                 Outcome::Skipped(..) => break,
@@ -272,11 +286,14 @@ impl Adapter {
         (total, rows)
     }
 
-    /// Takes one step and the pull of the anchor; takes both back if the result leaves its bounds.
-    fn step(&mut self, gradients: &Gradients, share: f32, mut report: WindowReport) -> Result<Outcome, AdaptError> {
-        let before = (self.classifier.parameters().snapshot()?, self.optimizer.state().clone());
+    /// Takes one step along the gradients and the pull of the anchor; takes both back if the result leaves its bounds.
+    fn step(&mut self, buffers: &mut Buffers, share: f32, mut report: WindowReport) -> Result<Outcome, AdaptError> {
+        let AdaptConfig { learning_rate, gradient_norm_max, anchor_pull, distance_max, .. } = self.config;
+        copy_values(&self.classifier, &mut buffers.before_step)?;
+        buffers.optimizer.copy_from(self.optimizer.state());
         let variables = self.classifier.parameters().variables();
-        let stepped = self.optimizer.step(variables, gradients, share * self.config.learning_rate, self.config.gradient_norm_max);
+        let anchor = Anchor { values: &self.source, share: anchor_pull as f32 };
+        let stepped = self.optimizer.step(variables, &buffers.gradients, share * learning_rate, gradient_norm_max, Some(anchor));
         match stepped {
             Ok(StepReport { gradient_norm }) => report.gradient_norm = gradient_norm,
             Err(StepError::NotFinite { .. }) => {
@@ -285,13 +302,14 @@ impl Adapter {
             }
             Err(error) => return Err(AdaptError::Step(error)),
         }
-        self.pull(self.config.anchor_pull)?;
         report.weights_distance = self.distance()?;
         // A distance that is not a number is out of bounds too.
-        let is_in_bounds = report.weights_distance <= self.config.distance_max;
+        let is_in_bounds = report.weights_distance <= distance_max;
         if !is_in_bounds {
-            self.classifier.parameters().restore(&before.0)?;
-            self.optimizer.restore(before.1);
+            for (name, variable) in self.classifier.parameters().variables() {
+                kernels::change_values(variable, |values| values.copy_from_slice(&buffers.before_step[name]))?;
+            }
+            self.optimizer.restore(buffers.optimizer.clone());
             report.weights_distance = self.distance()?;
             return Ok(Outcome::Skipped(SkipReason::Rejected, Some(report)));
         }
@@ -301,16 +319,10 @@ impl Adapter {
 
     /// Moves the trainable parameters the share `pull` of their way back to the source weights; says whether any moved.
     fn pull(&self, pull: f64) -> Result<bool, AdaptError> {
-        let pull = pull as f32;
+        let anchor = Anchor { values: &self.source, share: pull as f32 };
         let mut is_moved = false;
         for (name, variable) in self.classifier.parameters().variables() {
-            let mut values = variable.flatten_all()?.to_vec1::<f32>()?;
-            for (value, &source) in values.iter_mut().zip(&self.source[name]) {
-                let next = *value + pull * (source - *value);
-                is_moved |= next != *value;
-                *value = next;
-            }
-            variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu)?)?;
+            is_moved |= kernels::change_values(variable, |values| anchor.pull(name, values))?;
         }
         Ok(is_moved)
     }
@@ -322,9 +334,11 @@ impl Adapter {
 
     /// |weights - others| / |source| over the trainable parameters.
     fn distance_from(&self, others: &BTreeMap<String, Vec<f32>>) -> Result<f64, AdaptError> {
-        let now = trainable_values(&self.classifier)?;
-        let squares = now.iter().flat_map(|(name, values)| values.iter().zip(&others[name])).map(|(&a, &b)| f64::from(a - b).powi(2));
-        Ok(squares.sum::<f64>().sqrt() / self.source_norm)
+        let mut squares = 0.0;
+        for (name, variable) in self.classifier.parameters().variables() {
+            squares += kernels::with_values(variable, |values| Ok(squared_distance(values, &others[name])))?;
+        }
+        Ok(squares.sqrt() / self.source_norm)
     }
 
     fn report(&self, ruling: &Ruling, verdicts: &[Verdict]) -> WindowReport {
@@ -404,10 +418,41 @@ fn planes(frames: &[WindowFrame], view: usize) -> Vec<f32> {
     frames.iter().flat_map(planes).collect()
 }
 
+/// Memory that a window needs and leaves for the next.
+#[derive(Default)]
+struct Buffers {
+    /// (N, C, H, W), the views of a frame one after the other.
+    images: Vec<f32>,
+    forward: Forward,
+    gradients: Gradients,
+    /// Values of the trainable parameters before the window, and before the step.
+    before_window: BTreeMap<String, Vec<f32>>,
+    before_step: BTreeMap<String, Vec<f32>>,
+    /// The optimizer's state before the step.
+    optimizer: OptimizerState,
+}
+
 /// Values of the parameters that learn, by name.
 fn trainable_values(classifier: &Classifier) -> Result<BTreeMap<String, Vec<f32>>, AdaptError> {
-    let variables = classifier.parameters().variables();
-    variables.iter().map(|(name, variable)| Ok((name.clone(), variable.flatten_all()?.to_vec1::<f32>()?))).collect()
+    let mut values = BTreeMap::new();
+    copy_values(classifier, &mut values)?;
+    Ok(values)
+}
+
+/// The same, to where they were copied before.
+fn copy_values(classifier: &Classifier, into: &mut BTreeMap<String, Vec<f32>>) -> Result<(), AdaptError> {
+    for (name, variable) in classifier.parameters().variables() {
+        kernels::with_values(variable, |values| {
+            copy_by_name(into, name, values);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Sum of (a - b)^2, in f64.
+fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum()
 }
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {

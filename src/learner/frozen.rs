@@ -47,7 +47,7 @@ impl FrozenClassifier {
     ///
     /// # Errors
     /// When the values are not those of whole images.
-    pub fn logits(&self, images: &[f32]) -> candle_core::Result<Vec<Vec<f64>>> {
+    pub fn logits(&self, images: &[f32]) -> Result<Vec<Vec<f64>>, ParameterError> {
         self.logits_with(images, NormStatistics::Running)
     }
 
@@ -55,7 +55,7 @@ impl FrozenClassifier {
     ///
     /// # Errors
     /// When the values are not those of whole images.
-    pub fn logits_with(&self, images: &[f32], statistics: NormStatistics) -> candle_core::Result<Vec<Vec<f64>>> {
+    pub fn logits_with(&self, images: &[f32], statistics: NormStatistics) -> Result<Vec<Vec<f64>>, ParameterError> {
         self.check(images)?;
         match &self.model {
             FrozenModel::Vit(vit) => Ok(vit.describe(images).logits),
@@ -67,7 +67,7 @@ impl FrozenClassifier {
     ///
     /// # Errors
     /// When the values are not those of whole images.
-    pub fn describe(&self, images: &[f32]) -> candle_core::Result<Description> {
+    pub fn describe(&self, images: &[f32]) -> Result<Description, ParameterError> {
         self.check(images)?;
         match &self.model {
             FrozenModel::Vit(vit) => Ok(vit.describe(images)),
@@ -75,10 +75,10 @@ impl FrozenClassifier {
         }
     }
 
-    fn check(&self, images: &[f32]) -> candle_core::Result<()> {
+    fn check(&self, images: &[f32]) -> Result<(), ParameterError> {
         match images.len().is_multiple_of(self.image_elements) {
             true => Ok(()),
-            false => candle_core::bail!("{} values are no images of {}", images.len(), self.image_elements),
+            false => Err(ParameterError::Images { values: images.len(), elements: self.image_elements }),
         }
     }
 }

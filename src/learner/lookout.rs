@@ -44,13 +44,13 @@ impl Lookout {
         key: NoiseKey,
         config: &AdaptConfig,
         evidence: &mut Evidence,
-    ) -> candle_core::Result<CanaryReport> {
+    ) -> Result<CanaryReport, ParameterError> {
         let count = u32::try_from(self.canary.labels.len()).expect("a canary has fewer images than 2^32");
         for draw in 0..config.guard.canary_images {
             let image = key.uniform_below(CANARY_DRAWS + draw, count) as usize;
             let views = config.views(self.canary.image(image));
             let is_right = |classifier: &FrozenClassifier| {
-                Ok::<_, candle_core::Error>(argmax(&mean_logits(&classifier.logits(&views)?)) == self.canary.labels[image])
+                Ok::<_, ParameterError>(argmax(&mean_logits(&classifier.logits(&views)?)) == self.canary.labels[image])
             };
             let is_source_hit = match self.source_hits.get(&image) {
                 Some(&is_hit) => is_hit,

@@ -17,4 +17,4 @@ pub use config::{
 };
 pub use frozen::FrozenClassifier;
 pub use judge::{Judge, Verdict};
-pub use optimizer::{Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport, accumulate, collect};
+pub use optimizer::{Anchor, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport, accumulate, collect};

@@ -3,6 +3,8 @@
 //! Invariants: a trainable parameter without a gradient is an error, never a step that silently does nothing; a step
 //! whose gradient is not finite changes nothing; parameters are visited in the order of their names.
 
+use crate::kernels;
+use crate::model::Gradients;
 use candle_core::{Device, Tensor, Var, backprop::GradStore};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,8 +47,27 @@ pub struct OptimizerState {
     pub second_moments: BTreeMap<String, Vec<f32>>,
 }
 
-/// Gradients by parameter, in the parameters' own layout.
-pub type Gradients = BTreeMap<String, Vec<f32>>;
+impl OptimizerState {
+    /// Becomes equal to `other`; takes no memory if it was a state of the same parameters before.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.steps = other.steps;
+        for (to, from) in [(&mut self.first_moments, &other.first_moments), (&mut self.second_moments, &other.second_moments)] {
+            to.retain(|name, _| from.contains_key(name));
+            from.iter().for_each(|(name, values)| copy_by_name(to, name, values));
+        }
+    }
+}
+
+/// Puts a copy of `values` in the place of `name`.
+pub fn copy_by_name(into: &mut BTreeMap<String, Vec<f32>>, name: &str, values: &[f32]) {
+    match into.get_mut(name) {
+        Some(place) => {
+            place.clear();
+            place.extend_from_slice(values);
+        }
+        None => drop(into.insert(name.to_owned(), values.to_vec())),
+    }
+}
 
 /// The gradient of each variable.
 ///
@@ -62,14 +83,40 @@ pub fn collect(variables: &BTreeMap<String, Var>, store: &GradStore) -> Result<G
 }
 
 /// Adds `term` to `total`, which may still be empty.
-pub fn accumulate(total: &mut Gradients, term: Gradients) {
+pub fn accumulate(total: &mut Gradients, term: &Gradients) {
     for (name, term) in term {
-        match total.get_mut(&name) {
-            Some(sum) => sum.iter_mut().zip(&term).for_each(|(sum, &term)| *sum += term),
-            None => {
-                total.insert(name, term);
-            }
+        match total.get_mut(name) {
+            Some(sum) => sum.iter_mut().zip(term).for_each(|(sum, &term)| *sum += term),
+            None => drop(total.insert(name.clone(), term.clone())),
         }
+    }
+}
+
+/// What weights are pulled back to, and how far.
+#[derive(Clone, Copy, Debug)]
+pub struct Anchor<'a> {
+    /// Values by parameter.
+    pub values: &'a BTreeMap<String, Vec<f32>>,
+    /// Share of the way, 0..=1.
+    pub share: f32,
+}
+
+impl Anchor<'_> {
+    /// Moves the parameter `name`; says whether any value changed.
+    pub fn pull(&self, name: &str, theta: &mut [f32]) -> bool {
+        let mut is_moved = false;
+        for (theta, anchor) in theta.iter_mut().zip(&self.values[name]) {
+            let next = *theta + self.share * (anchor - *theta);
+            is_moved |= next != *theta;
+            *theta = next;
+        }
+        is_moved
+    }
+}
+
+fn hold(anchor: Option<Anchor>, name: &str, theta: &mut [f32]) {
+    if let Some(anchor) = anchor {
+        anchor.pull(name, theta);
     }
 }
 
@@ -111,8 +158,8 @@ impl Optimizer {
         self.state = state;
     }
 
-    /// One step along `gradients`, which [`collect`] made of the same variables; they are scaled down to
-    /// `norm_max` together if their norm is larger.
+    /// One step along `gradients` of the same variables, which are scaled down to `norm_max` together if their norm is larger; then,
+    /// parameter by parameter, the pull of `anchor`.
     ///
     /// # Errors
     /// `NoGradient` and `NotFinite`, with nothing changed.
@@ -122,6 +169,7 @@ impl Optimizer {
         gradients: &Gradients,
         learning_rate: f32,
         norm_max: f32,
+        anchor: Option<Anchor>,
     ) -> Result<StepReport, StepError> {
         let gradient_norm = gradients.values().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
         if !gradient_norm.is_finite() {
@@ -130,28 +178,31 @@ impl Optimizer {
         let clip = (f64::from(norm_max) / gradient_norm.max(f64::MIN_POSITIVE)).min(1.0) as f32;
         self.state.steps += 1;
         for (name, variable) in variables {
-            let mut theta = variable.flatten_all()?.to_vec1::<f32>()?;
             let gradient = gradients.get(name).ok_or_else(|| StepError::NoGradient { name: name.clone() })?;
             match self.config {
                 OptimizerConfig::Muon { momentum, weight_decay, .. } if is_hidden_matrix(name, variable) => {
                     let shape = variable.dims2()?;
-                    let first = self.state.first_moments.entry(name.to_owned()).or_insert_with(|| vec![0f32; theta.len()]);
+                    let first = moments(&mut self.state.first_moments, name, gradient.len());
                     let direction = muon_direction(first, gradient, shape, momentum)?;
                     let scale = MUON_ROOT_MEAN_SQUARE * (shape.0.max(shape.1) as f32).sqrt();
-                    for (theta, step) in theta.iter_mut().zip(direction) {
-                        *theta -= learning_rate * weight_decay.mul_add(*theta, scale * step);
-                    }
+                    kernels::change_values(variable, |theta| {
+                        for (theta, step) in theta.iter_mut().zip(direction) {
+                            *theta -= learning_rate * weight_decay.mul_add(*theta, scale * step);
+                        }
+                        hold(anchor, name, theta);
+                    })?;
                 }
-                _ => self.update(name, &mut theta, gradient, learning_rate, clip),
+                _ => kernels::change_values(variable, |theta| {
+                    self.update(name, theta, gradient, learning_rate, clip);
+                    hold(anchor, name, theta);
+                })?,
             }
-            variable.set(&Tensor::from_vec(theta, variable.shape(), variable.device())?)?;
         }
         Ok(StepReport { gradient_norm })
     }
 
     fn update(&mut self, name: &str, theta: &mut [f32], gradient: &[f32], learning_rate: f32, clip: f32) {
-        let zeros = || vec![0f32; theta.len()];
-        let first = self.state.first_moments.entry(name.to_owned()).or_insert_with(zeros);
+        let first = moments(&mut self.state.first_moments, name, theta.len());
         match self.config {
             OptimizerConfig::Sgd { momentum } => {
                 for ((theta, m), &g) in theta.iter_mut().zip(first).zip(gradient) {
@@ -161,7 +212,7 @@ impl Optimizer {
             }
             OptimizerConfig::AdamW { beta1, beta2, adam_eps, weight_decay }
             | OptimizerConfig::Muon { beta1, beta2, adam_eps, weight_decay, .. } => {
-                let second = self.state.second_moments.entry(name.to_owned()).or_insert_with(|| vec![0f32; first.len()]);
+                let second = moments(&mut self.state.second_moments, name, theta.len());
                 let steps = self.state.steps as f64;
                 let correction1 = (1.0 - f64::from(beta1).powf(steps)) as f32;
                 let correction2 = (1.0 - f64::from(beta2).powf(steps)) as f32;
@@ -175,6 +226,14 @@ impl Optimizer {
             }
         }
     }
+}
+
+/// Moments of the parameter `name`, zeros at first.
+fn moments<'a>(all: &'a mut BTreeMap<String, Vec<f32>>, name: &str, count: usize) -> &'a mut Vec<f32> {
+    if !all.contains_key(name) {
+        all.insert(name.to_owned(), vec![0f32; count]);
+    }
+    all.get_mut(name).expect("it was put there, if it was not")
 }
 
 /// Weights between hidden layers, but not those that modulate.
@@ -234,7 +293,7 @@ mod tests {
         for _ in 0..count {
             let gradients = variables["x"].sqr().and_then(|y| y.sum_all()).and_then(|loss| loss.backward()).expect("a loss");
             let gradients = collect(&variables, &gradients).expect("a gradient");
-            optimizer.step(&variables, &gradients, learning_rate, f32::INFINITY).expect("a finite gradient");
+            optimizer.step(&variables, &gradients, learning_rate, f32::INFINITY, None).expect("a finite gradient");
         }
         (value(&variables), optimizer.state().clone())
     }
@@ -282,7 +341,7 @@ mod tests {
             let variables = BTreeMap::from([(name.to_owned(), matrix.clone())]);
             let gradients = BTreeMap::from([(name.to_owned(), vec![1.0, -2.0, 3.0, 0.5, 0.0, 1.0])]);
             let mut optimizer = Optimizer::new(muon);
-            optimizer.step(&variables, &gradients, 0.1, 1.0).expect("a finite gradient");
+            optimizer.step(&variables, &gradients, 0.1, 1.0, None).expect("a finite gradient");
             assert_eq!(optimizer.state().second_moments.contains_key(name), expected, "{name}");
         }
     }
@@ -303,7 +362,7 @@ mod tests {
         let gradients = variables["x"].sqr().and_then(|y| y.sqr()).and_then(|loss| loss.backward()).expect("a loss");
         let mut optimizer = Optimizer::new(OptimizerConfig::ADAM_W);
         let gradients = collect(&variables, &gradients).expect("a gradient");
-        let refused = optimizer.step(&variables, &gradients, 0.1, 1.0);
+        let refused = optimizer.step(&variables, &gradients, 0.1, 1.0, None);
         assert!(matches!(refused, Err(StepError::NotFinite { .. })));
         assert_eq!((value(&variables), optimizer.state().steps), (f32::MAX, 0));
     }

@@ -85,32 +85,6 @@ impl ClassifierModel {
         }
     }
 
-    /// Moves the statistics that batch norm serves with the share `share` of their way to those of `images`; nothing to a
-    /// model without it.
-    pub fn absorb(&mut self, images: &[f32], share: f32) -> candle_core::Result<()> {
-        match self {
-            Self::Vit(_) => Ok(()),
-            Self::ResNet(model) => model.absorb(images, share),
-        }
-    }
-
-    /// Moves the statistics that batch norm serves with the share `share` of their way to those of `tensors`; nothing to a model
-    /// without it.
-    pub fn approach(&mut self, tensors: &Tensors, share: f32) -> candle_core::Result<()> {
-        match self {
-            Self::Vit(_) => Ok(()),
-            Self::ResNet(model) => model.approach(tensors, share),
-        }
-    }
-
-    /// The statistics that batch norm serves with, by the names of their parameters.
-    pub fn running(&self) -> candle_core::Result<Tensors> {
-        match self {
-            Self::Vit(_) => Ok(Tensors::new()),
-            Self::ResNet(model) => model.running(),
-        }
-    }
-
     /// Logits (N, K) of features (N, D).
     pub fn head(&self, features: &Tensor) -> candle_core::Result<Tensor> {
         match self {

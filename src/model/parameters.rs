@@ -2,12 +2,16 @@
 //!
 //! Invariant: names are sorted (`BTreeMap`), so sums over parameters and files have one order in every process.
 
+use crate::kernels;
 use crate::noise::NoiseKey;
 use candle_core::{Device, Tensor, Var};
 use std::collections::{BTreeMap, HashMap};
 
 /// Values by name: a snapshot that shares no memory with the parameters that it was taken of.
 pub type Tensors = BTreeMap<String, Tensor>;
+
+/// Gradients by parameter, in the parameters' own layout.
+pub type Gradients = BTreeMap<String, Vec<f32>>;
 
 /// Weights that a model cannot be built of.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +24,8 @@ pub enum ParameterError {
     Unknown { name: String },
     #[error("tensor {name:?} is not a copy of {of:?}: this model has one for all blocks")]
     Copy { name: String, of: String },
+    #[error("{values} values are no images of {elements} each")]
+    Images { values: usize, elements: usize },
     #[error("tensor {name:?} has a value that is not finite")]
     NotFinite { name: String },
     #[error("tensor {name:?} is of type {got}, expected F32")]
@@ -54,6 +60,11 @@ impl Parameters {
             }
         }
         Ok(parameters)
+    }
+
+    /// Calls `read` with the values of the tensor `name` with `shape`, where they lie.
+    pub fn read<R>(&self, name: &str, shape: &[usize], read: impl FnOnce(&[f32]) -> R) -> Result<R, ParameterError> {
+        Ok(kernels::with_values(&self.get(name, shape)?, |values| Ok(read(values)))?)
     }
 
     /// The tensor `name` with `shape`.

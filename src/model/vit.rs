@@ -78,3 +78,13 @@ impl Vit {
         x.mean(1) // (N, D)
     }
 }
+
+/// The mean (D) of tokens (T, D).
+pub fn mean_of_tokens(mean: &mut [f32], tokens: &[f32]) {
+    mean.fill(0.0);
+    for token in tokens.chunks_exact(mean.len()) {
+        mean.iter_mut().zip(token).for_each(|(sum, value)| *sum += value);
+    }
+    let count = (tokens.len() / mean.len()) as f32;
+    mean.iter_mut().for_each(|sum| *sum /= count);
+}

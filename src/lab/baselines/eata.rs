@@ -8,7 +8,8 @@ use super::competitor::{ByNorm, Competitor, Context, Passes, Setting};
 use super::losses::{cosine, entropy, mean, moving_average, scaled};
 use super::student::{Student, Weights};
 use crate::learner::objective::{argmax, cross_entropy, softmax};
-use crate::learner::{AdaptError, Gradients, OptimizerConfig, TrainablePart};
+use crate::learner::{AdaptError, OptimizerConfig, TrainablePart};
+use crate::model::Gradients;
 
 /// What is chosen by the kind of classifier.
 #[derive(Clone, Copy)]

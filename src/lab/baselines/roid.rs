@@ -59,7 +59,7 @@ impl Competitor for Roid {
         let augmented = self.student.forward(&augmented, &mut context.passes)?;
         let rows = rows(&forward.logits, &augmented.logits, &weights, &kept);
         let mut gradients = self.student.gradients(&forward, &rows.plain, &mut context.passes)?;
-        accumulate(&mut gradients, self.student.gradients(&augmented, &rows.augmented, &mut context.passes)?);
+        accumulate(&mut gradients, &self.student.gradients(&augmented, &rows.augmented, &mut context.passes)?);
         self.student.step(&gradients)?;
         self.student.pull_to_source(SOURCE_PULL)?;
         let prior = smoothed_prior(&forward.logits);

@@ -9,8 +9,9 @@ use super::competitor::{ByNorm, Competitor, Context, Setting};
 use super::losses::{entropy, scaled};
 use super::student::{Student, Weights};
 use crate::learner::objective::argmax;
-use crate::learner::{AdaptError, Forward, Gradients, OptimizerConfig, TrainablePart};
+use crate::learner::{AdaptError, Forward, OptimizerConfig, TrainablePart};
 use crate::model::ClassifierConfig;
+use crate::model::Gradients;
 
 /// Of SGD, in windows of 16; published, for those: 2.5e-4 for vision transformers, 1.25e-4 for batch norm (`main.py`).
 const LEARNING_RATES: ByNorm<f32> = ByNorm { layer_norm: 2.5e-3, batch_norm: 1.25e-4 };

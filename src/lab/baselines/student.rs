@@ -1,8 +1,8 @@
 //! The classifier of a method, which learns, and that of its teacher, which follows.
 
 use super::competitor::Passes;
-use crate::learner::{AdaptError, Classifier, Forward, Gradients, Optimizer, OptimizerConfig, OptimizerState, StepError};
-use crate::model::NormStatistics;
+use crate::learner::{AdaptError, Classifier, Forward, Optimizer, OptimizerConfig, OptimizerState, StepError};
+use crate::model::{Gradients, NormStatistics};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 
@@ -49,7 +49,7 @@ impl Student {
 
     /// One step of the optimizer. A gradient that is not finite moves nothing; public code goes on without numbers.
     pub fn step(&mut self, gradients: &Gradients) -> Result<(), AdaptError> {
-        match self.optimizer.step(self.classifier.parameters().variables(), gradients, self.learning_rate, f32::MAX) {
+        match self.optimizer.step(self.classifier.parameters().variables(), gradients, self.learning_rate, f32::MAX, None) {
             Ok(_) | Err(StepError::NotFinite { .. }) => Ok(()),
             Err(error) => Err(AdaptError::Step(error)),
         }

@@ -2,7 +2,7 @@
 
 use super::trunk::{InferenceTrunk, Layer, TrunkWorkspace, modulations, values};
 use crate::model::parameters::{ParameterError, Parameters};
-use crate::model::vit::VitConfig;
+use crate::model::vit::{VitConfig, mean_of_tokens};
 
 /// The vision transformer, frozen, forward only.
 #[derive(Debug)]
@@ -49,13 +49,7 @@ impl InferenceVit {
     pub fn forward(&self, image: &[f32], workspace: &mut VitWorkspace) {
         let VitWorkspace { trunk, features, logits } = workspace;
         let tokens = self.trunk.forward(image, &self.modulation, trunk); // (T, D)
-        let d = features.len();
-        features.fill(0.0);
-        for token in tokens.chunks_exact(d) {
-            features.iter_mut().zip(token).for_each(|(sum, value)| *sum += value);
-        }
-        let count = (tokens.len() / d) as f32;
-        features.iter_mut().for_each(|sum| *sum /= count); // (D)
+        mean_of_tokens(features, tokens); // (D)
         self.head.row_into(logits, features); // (K)
     }
 }
