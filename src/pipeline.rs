@@ -8,21 +8,22 @@
 //! that is where checkpoints are taken. Absent on purpose: time, threads, files, randomness.
 
 mod messages;
+mod start;
 
 pub use messages::{Adapted, Decision, Effect, Event, Job, Outcome, PipelineError, Scheduled, Start, Status, WindowFrame};
+pub use start::{OutputShape, check_weights, first_state};
 
-use crate::bundle::Bundle;
 use crate::diffusion::Timestep;
 use crate::frame::{ClassIndex, Frame, FrameMark, FrameSeq, WeightsVersion};
 use crate::guard::Withheld;
 use crate::learner::objective::{argmax, entropy, mean_logits, posterior, softmax};
-use crate::learner::{AdaptConfig, AnswerBy, AnswerTime, FrozenClassifier, Judge, source_state};
+use crate::learner::{AdaptConfig, AnswerTime, FrozenClassifier, Judge, source_state};
 use crate::model::{ClassifierConfig, ParameterError, Tensors, parameters};
 use crate::monitor::{self, Monitor};
 use crate::noise::NoiseSecret;
 use crate::observation::{Observation, SkipReason, WindowReport};
 use crate::prediction::{PREDICTION_VERSION, Prediction, RankedClass, StageLatency};
-use crate::state::{Control, DurableState, LearnerState, MonitorState, OpenFrame, Served};
+use crate::state::{DurableState, LearnerState, OpenFrame, Served};
 use std::collections::VecDeque;
 
 /// A frame that was applied.
@@ -83,71 +84,6 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// `checkpoint_windows`: windows between two checkpoints.
-    ///
-    /// # Errors
-    /// `Parameters` where the bundle's or the state's weights are not those of the configured classifier.
-    pub fn new(
-        bundle: &Bundle,
-        config: &AdaptConfig,
-        output: OutputShape,
-        secret: NoiseSecret,
-        start: Start,
-    ) -> Result<Self, PipelineError> {
-        let (mut state, decisions) = match start {
-            Start::Source { incarnation, birth } => (first_state(bundle, config, incarnation, birth), Vec::new()),
-            Start::Resume { state, decisions } => (*state, decisions),
-        };
-        check_weights(&state, bundle)?;
-        // A window that is full by now, or of images of another size, cannot be gone on with.
-        let shape = bundle.classifier_config.image();
-        let fits = |open: &OpenFrame| {
-            let image = &open.frame.image;
-            (image.channels(), image.height(), image.width()) == (shape.channels, shape.height, shape.width)
-        };
-        if state.open.len() >= config.window || !state.open.iter().all(fits) {
-            state.open.clear();
-        }
-        // Indices of another `window` mean nothing here: what is pending came out of windows before the next one.
-        let last = (state.frames / u64::try_from(config.window).expect("at most 1024")).saturating_sub(1);
-        state.pending.iter_mut().for_each(|served| served.window = served.window.map(|window| window.min(last)));
-        let classifier = |weights: &Tensors| FrozenClassifier::new(&bundle.classifier_config, weights);
-        let mut pipeline = Self {
-            config: config.clone(),
-            classifier_config: bundle.classifier_config,
-            labels: bundle.labels.clone(),
-            top_k: output.top_k,
-            checkpoint_windows: output.checkpoint_windows,
-            secret,
-            source_weights: bundle.classifier.clone(),
-            source: classifier(&bundle.classifier)?,
-            serving: classifier(&state.serving.weights)?,
-            judge: match config.answer_by {
-                AnswerBy::Classifier => None,
-                AnswerBy::Posterior => Some(Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?),
-            },
-            timesteps: config.timesteps.iter().map(|&timestep| Timestep(timestep)).collect(),
-            is_source_serving: parameters::are_equal(&state.serving.weights, &bundle.classifier)?,
-            monitor: Monitor::new(bundle.statistics.clone(), bundle.labels.len(), state.monitor.clone()),
-            whole: state.clone(),
-            current: DurableState { open: Vec::new(), ..state },
-            borders: VecDeque::new(),
-            window: Vec::new(),
-            awaited: VecDeque::new(),
-            held: Vec::new(),
-            decisions: decisions.into(),
-            tally: Tally::default(),
-        };
-        for OpenFrame { frame, is_judged, input_chain } in pipeline.whole.open.clone() {
-            let studied = pipeline.study(&frame, !is_judged)?;
-            pipeline.window.push(Taken { frame, studied, input_chain });
-        }
-        // Nobody has seen anything of the time before yet, so nobody needs to be told.
-        let next = FrameSeq(pipeline.current.sequence.0 + 1);
-        pipeline.catch_up(next, &mut Vec::new())?;
-        Ok(pipeline)
-    }
-
     /// False while frame `next` needs a window that the adapter has not finished.
     pub fn is_ready(&self, next: FrameSeq) -> bool {
         if self.is_decision_due(next) && !self.awaited.is_empty() {
@@ -589,41 +525,6 @@ impl Pipeline {
 
     fn next_version(&self) -> WeightsVersion {
         WeightsVersion(self.current.serving.version.max(self.current.learner.version).0 + 1)
-    }
-}
-
-/// What the configuration says of answers and checkpoints.
-#[derive(Clone, Copy, Debug)]
-pub struct OutputShape {
-    /// Classes that a prediction names.
-    pub top_k: usize,
-    /// Windows between two checkpoints, at least 1.
-    pub checkpoint_windows: u64,
-}
-
-/// Checks that all weights of a state are those of the bundle's classifier.
-pub fn check_weights(state: &DurableState, bundle: &Bundle) -> Result<(), ParameterError> {
-    let pending = state.pending.iter().map(|served| &served.weights);
-    let mut all = [&state.serving.weights, &state.learner.weights].into_iter().chain(pending);
-    all.try_for_each(|tensors| parameters::check(tensors, &bundle.classifier))
-}
-
-/// The state before the first frame: the source weights serve.
-pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String, birth: u64) -> DurableState {
-    let learner = source_state(&bundle.classifier, WeightsVersion(0));
-    DurableState {
-        incarnation,
-        sequence: FrameSeq(0),
-        frames: 0,
-        input_chain: [0; 32],
-        mark: None,
-        birth,
-        control: Control { adapt_enabled: config.enabled, generation: 0 },
-        serving: Served::now(&learner),
-        pending: Vec::new(),
-        learner,
-        monitor: MonitorState::default(),
-        open: Vec::new(),
     }
 }
 
