@@ -49,21 +49,6 @@ fn harmful() -> AdaptConfig {
     }
 }
 
-fn frame(index: u64, camera: &str) -> Frame {
-    let image = tiny::image(1, index);
-    Frame {
-        camera: camera.to_owned(),
-        frame_id: format!("{camera}:{index}"),
-        sequence: FrameSeq(index + 1),
-        capture_time_ns: None,
-        broker_time_ns: None,
-        label: None,
-        domain: None,
-        payload_hash: image.hash(),
-        image,
-    }
-}
-
 fn session(config: &AdaptConfig, start: Start) -> Session {
     Session::start(&bundle(), config, 1, NoiseSecret::from_seed(1), start).expect("a bundle that fits")
 }
@@ -76,7 +61,7 @@ fn fresh(config: &AdaptConfig) -> Session {
 fn feed(session: &mut Session, frames: std::ops::Range<u64>) -> (Vec<DurableState>, Vec<Prediction>) {
     let (mut states, mut predictions) = (Vec::new(), Vec::new());
     for index in frames {
-        predictions.extend(session.frame(frame(index, "door")).expect("no fatal error").predictions);
+        predictions.extend(session.frame(tiny::frame(1, index, "door")).expect("no fatal error").predictions);
         if (index + 1).is_multiple_of(WINDOW) {
             states.push(session.state());
         }
@@ -144,7 +129,7 @@ fn a_camera_that_stands_still_is_answered_and_learned_from_a_few_times() {
     let mut session = fresh(&AdaptConfig { guard: GuardConfig { canary_evidence_max: f64::MAX, ..harmful().guard }, ..harmful() });
     let mut versions = Vec::new();
     for index in 0..40 {
-        let still = Frame { sequence: FrameSeq(index + 1), ..frame(0, "door") };
+        let still = Frame { sequence: FrameSeq(index + 1), ..tiny::frame(1, 0, "door") };
         let answered = session.frame(still).expect("no fatal error").predictions;
         assert_eq!(answered.len(), 1, "frame {index}");
         versions.push(answered[0].weights_version.0);

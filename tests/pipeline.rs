@@ -15,20 +15,9 @@ use undrift::pipeline::{Adapted, Decision, Effect, Event, OutputShape, Pipeline,
 use undrift::prediction::Prediction;
 use undrift::state::DurableState;
 
-/// Frame `index` of a fixed stream; sequences start at 1.
+/// Frame `index`, labelled.
 fn frame(channels: usize, index: u64) -> Frame {
-    let image = tiny::image(channels, index);
-    Frame {
-        camera: "cam".to_owned(),
-        frame_id: format!("cam:{}", index + 1),
-        sequence: FrameSeq(index + 1),
-        capture_time_ns: None,
-        broker_time_ns: None,
-        label: Some(ClassIndex((index % 3) as u32)),
-        domain: None,
-        payload_hash: image.hash(),
-        image,
-    }
+    Frame { label: Some(ClassIndex((index % 3) as u32)), ..tiny::frame(channels, index, "cam") }
 }
 
 /// When the pipeline hears of a finished window.

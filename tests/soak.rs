@@ -10,7 +10,6 @@ mod tiny;
 use harness::{Broker, Daemon, Home, Predictions, png, servers};
 use heap::live_heap;
 use parking_lot::Mutex;
-use undrift::frame::{Frame, FrameSeq};
 use undrift::learner::{AdaptConfig, Adapter, GuardConfig};
 use undrift::model::ClassConditioning;
 use undrift::noise::NoiseSecret;
@@ -65,18 +64,7 @@ fn heap_at_borders(frames: u64) -> Vec<usize> {
     let mut held = Vec::with_capacity(usize::try_from(SAMPLES).expect("few"));
     let (warm, distance) = (WARM, frames / SAMPLES);
     for index in 0..warm + frames {
-        let image = tiny::image(1, index);
-        let frame = Frame {
-            camera: "cam".to_owned(),
-            frame_id: format!("cam:{index:012}"),
-            sequence: FrameSeq(index + 1),
-            capture_time_ns: None,
-            broker_time_ns: None,
-            label: None,
-            domain: None,
-            payload_hash: image.hash(),
-            image,
-        };
+        let frame = tiny::frame(1, index, "cam");
         let mut effects = pipeline.apply(Event::Frame { frame: Box::new(frame), is_overloaded: false }).expect("no fatal error");
         while let Some(effect) = effects.pop() {
             if let Effect::Adapt(job) = effect

@@ -1,8 +1,10 @@
 //! A bundle of tiny models with random weights, for tests that need models and not accuracy.
 
+#![allow(dead_code, reason = "each test takes what it needs")]
+
 use candle_core::Tensor;
 use undrift::bundle::{Bundle, Calibration, Moments, Statistics};
-use undrift::frame::Image;
+use undrift::frame::{Frame, FrameSeq, Image};
 use undrift::guard::canary::Canary;
 use undrift::learner::{
     AdaptConfig, AnswerBy, AnswerTime, ConditionConfig, GateConfig, GuardConfig, ObjectiveKind, OptimizerConfig, TrainablePart,
@@ -96,4 +98,20 @@ pub fn image(channels: usize, seed: u64) -> Image {
     let key = NoiseKey::from_seed(seed, "image", 0);
     let pixels = (0..64 * channels).map(|i| key.uniform_below(i as u32, 256) as u8).collect();
     Image::new(channels, 8, 8, pixels)
+}
+
+/// Frame `index` of a fixed stream, as a camera that says nothing else sends it; sequences start at 1.
+pub fn frame(channels: usize, index: u64, camera: &str) -> Frame {
+    let image = image(channels, index);
+    Frame {
+        camera: camera.to_owned(),
+        frame_id: format!("{camera}:{}", index + 1),
+        sequence: FrameSeq(index + 1),
+        capture_time_ns: None,
+        broker_time_ns: None,
+        label: None,
+        domain: None,
+        payload_hash: image.hash(),
+        image,
+    }
 }
