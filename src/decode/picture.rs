@@ -12,6 +12,7 @@ use crate::wire::excerpt;
 use image::ImageDecoder;
 use image::codecs::png::PngDecoder;
 use std::io::Cursor;
+use std::panic::UnwindSafe;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -53,14 +54,20 @@ pub(super) fn decode_picture(bytes: &[u8], declared: Option<Codec>, limits: &Lim
     Ok(Image::new(outline.channels, outline.height, outline.width, pixels))
 }
 
-/// Runs the codec's decoder. This is the only place where a panic is caught: decoders are the one foreign code that works through
-/// hostile bytes, they keep nothing between calls, and one picture must not end the service.
+/// Runs the codec's decoder.
 fn decode_pixels(bytes: &[u8], outline: Outline) -> Result<Vec<u8>, Reject> {
-    let codec = outline.codec;
-    let decoded = std::panic::catch_unwind(|| match codec {
+    caught(outline, || match outline.codec {
         Codec::Jpeg => decode_jpeg(bytes, outline),
         Codec::Png => decode_png(bytes, outline),
-    });
+    })
+}
+
+/// The pixels that `decoder` gives, where it gives as many as the outline says. This is the only place where a panic is caught: decoders
+/// are the one foreign code that works through hostile bytes, they keep nothing between calls, and one picture must not end the
+/// service.
+fn caught(outline: Outline, decoder: impl FnOnce() -> Result<Vec<u8>, String> + UnwindSafe) -> Result<Vec<u8>, Reject> {
+    let codec = outline.codec;
+    let decoded = std::panic::catch_unwind(decoder);
     let pixels = decoded.map_err(|_| Reject::Decoder { codec })?.map_err(|error| Reject::Corrupt { codec, error: excerpt(&error) })?;
     let expected = outline.channels * outline.height * outline.width;
     if pixels.len() != expected {
@@ -268,5 +275,37 @@ impl<'a> Walk<'a> {
         let rest = &self.bytes[self.at..];
         let is_padding = rest.iter().all(|&byte| byte == 0);
         is_padding.then_some(self.at).ok_or(Reject::Trailing { codec: self.codec, got: rest.len() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::ExtendedColorType;
+    use image::ImageEncoder;
+    use image::codecs::png::PngEncoder;
+
+    #[test]
+    fn a_decoder_that_panics_costs_its_picture_and_nothing_else() {
+        let mut png = Vec::new();
+        PngEncoder::new(&mut png).write_image(&[7; 12], 4, 3, ExtendedColorType::L8).expect("a PNG");
+        let limits = Limits { payload_bytes_max: 1 << 20, pixels_max: 64, dimension_max: 8 };
+        let good = || decode_picture(&png, None, &limits).expect("a picture");
+        let (before, outline) = (good(), png_outline(&png, &limits).expect("a PNG"));
+        for codec in [Codec::Png, Codec::Jpeg] {
+            let reject = caught(Outline { codec, ..outline }, || panic!("index out of bounds")).expect_err("no picture");
+            assert_eq!((reject.reason(), reject.to_string()), ("decoder", format!("the decoder of {codec} failed on this picture")));
+            assert_eq!(good(), before);
+        }
+    }
+
+    #[test]
+    fn what_a_decoder_gives_is_used_whole_or_not_at_all() {
+        let outline = Outline { codec: Codec::Jpeg, channels: 3, height: 2, width: 2, end: 0 };
+        assert_eq!(caught(outline, || Ok(vec![1; 12])).expect("as many as there must be"), [1; 12]);
+        for decoder in [|| Ok(vec![1; 11]), || Ok(vec![1; 13]), || Err("x".repeat(1000))] {
+            let reject = caught(outline, decoder).expect_err("no picture");
+            assert!(reject.reason() == "corrupt" && reject.to_string().len() < 256, "{reject}");
+        }
     }
 }
