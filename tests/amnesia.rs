@@ -1,10 +1,13 @@
 //! The broker forgets, or remembers something else: the daemon notices before it learns from a frame in a wrong place.
 //!
 //! Method: the stream's files are replaced by those of an earlier moment, as a restored backup or a power cut would, and other
-//! frames take the lost ones' numbers; messages are deleted; streams are made anew.
+//! frames take the lost ones' numbers; messages are deleted, purged, pushed out by limits; consumers are deleted; streams are made anew.
+//! 72 cases: 45 lost ends, 3 streams made anew, 4 frames that vanished, 4 older stores under a running daemon, 8 losses by rule or by
+//! hand, 3 of answers, 5 deletions under a running daemon. nats-server 2.9 has one less: its streams all begin at 1.
 
 mod harness;
 
+use async_nats::jetstream::stream::{Config, State};
 use async_nats::jetstream::{self, consumer};
 use futures_util::StreamExt;
 use harness::{Broker, Daemon, Home, Server, copy_folder, png, servers, until};
@@ -211,6 +214,240 @@ async fn a_broker_that_comes_back_with_an_older_store_under_a_running_daemon_is_
             until("a break is seen", || async { (!breaks(&daemon).is_empty()).then_some(()) }).await;
             until("all frames are applied", || async { (daemon.status()["sequence"] == kept + new).then_some(()) }).await;
             assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 0.0);
+        }
+    }
+}
+
+/// What a broker may do to the frames' stream by its own rules, or by an administrator's hand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// All that it held is purged; numbers go on.
+    Purged,
+    /// What is before the last two is purged.
+    PurgedToTheLastTwo,
+    /// What the checkpoint has applied is purged, and nothing else.
+    PurgedToTheCheckpoint,
+    /// A limit of messages pushes the oldest out, some of them answered and in no checkpoint.
+    Crowded,
+    /// All are too old.
+    Aged,
+    /// The stream is made anew, and holds the same pictures under the same numbers.
+    MadeAnewWithTheSamePictures,
+    /// The stream is made anew, and its numbers go on where the old one's ended.
+    MadeAnewWithNumbersThatGoOn,
+    /// The broker comes back without its folder.
+    Wiped,
+}
+
+impl Way {
+    const ALL: [Self; 8] = [
+        Self::Purged,
+        Self::PurgedToTheLastTwo,
+        Self::PurgedToTheCheckpoint,
+        Self::Crowded,
+        Self::Aged,
+        Self::MadeAnewWithTheSamePictures,
+        Self::MadeAnewWithNumbersThatGoOn,
+        Self::Wiped,
+    ];
+
+    /// Does it, publishes other frames, and gives the number of the last.
+    async fn happen(self, broker: &mut Broker, applied: u64) -> u64 {
+        let context = jetstream::new(broker.client().await);
+        let stream = context.get_stream(FRAMES).await.expect("the stream is there");
+        let config = stream.cached_info().config.clone();
+        let purge_before = |sequence| stream.purge().sequence(sequence);
+        match self {
+            Self::Purged => drop(stream.purge().await.expect("streams can be purged")),
+            Self::PurgedToTheLastTwo => drop(purge_before(ANSWERED - 1).await.expect("streams can be purged")),
+            Self::PurgedToTheCheckpoint => drop(purge_before(applied + 1).await.expect("streams can be purged")),
+            Self::Crowded => drop(context.update_stream(Config { max_messages: 5, ..config }).await.expect("streams can be changed")),
+            Self::Aged => {
+                let short = Config { max_age: Duration::from_millis(100), duplicate_window: Duration::from_millis(100), ..config.clone() };
+                context.update_stream(short).await.expect("streams can be changed");
+                until("all frames are too old", || async { (messages(&context).await == 0).then_some(()) }).await;
+                context.update_stream(config).await.expect("streams can be changed");
+            }
+            Self::MadeAnewWithTheSamePictures => {
+                make_anew(&context, config).await;
+                publish(broker, 0..ANSWERED).await;
+                return ANSWERED;
+            }
+            Self::MadeAnewWithNumbersThatGoOn => make_anew(&context, Config { first_sequence: Some(ANSWERED + 1), ..config }).await,
+            Self::Wiped => {
+                broker.wipe().await;
+                jetstream::new(broker.client().await).create_stream(config).await.expect("the stream can be made");
+            }
+        }
+        publish(broker, 100..104).await;
+        last(&jetstream::new(broker.client().await)).await
+    }
+
+    /// How it shows: the kinds of breaks, and whether frames are missed.
+    fn shows(self) -> (&'static [&'static str], bool) {
+        match self {
+            // What was lost was answered, but is in no state, and no frame is left to tell by more than its number.
+            Self::Purged | Self::Aged => (&[], true),
+            Self::PurgedToTheCheckpoint => (&[], false),
+            // The first that is left was answered as the successor of others.
+            Self::PurgedToTheLastTwo | Self::Crowded => (&["stream_rewritten"], true),
+            Self::MadeAnewWithTheSamePictures | Self::Wiped => (&["new_stream"], false),
+            Self::MadeAnewWithNumbersThatGoOn => (&["new_stream"], true),
+        }
+    }
+
+    /// First of the frames that must be answered anew, under the stream's present name.
+    fn first_answered(self) -> u64 {
+        match self {
+            Self::PurgedToTheLastTwo => ANSWERED - 1,
+            // It holds five, and four are new.
+            Self::Crowded => ANSWERED,
+            Self::Purged | Self::Aged | Self::MadeAnewWithNumbersThatGoOn => ANSWERED + 1,
+            Self::PurgedToTheCheckpoint | Self::MadeAnewWithTheSamePictures | Self::Wiped => 1,
+        }
+    }
+}
+
+async fn make_anew(context: &jetstream::Context, config: Config) {
+    context.delete_stream(FRAMES).await.expect("the stream can be deleted");
+    context.create_stream(config).await.expect("the stream can be made");
+}
+
+async fn state(context: &jetstream::Context) -> State {
+    context.get_stream(FRAMES).await.expect("the stream is there").cached_info().state.clone()
+}
+
+async fn messages(context: &jetstream::Context) -> u64 {
+    state(context).await.messages
+}
+
+async fn last(context: &jetstream::Context) -> u64 {
+    state(context).await.last_sequence
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_stream_loses_by_rule_or_by_hand_shows_before_a_frame_is_learned_from_in_a_wrong_place() {
+    for server in servers() {
+        let before = Before::new(&server).await;
+        let mut cases = 0;
+        for way in Way::ALL.into_iter().filter(|&way| way != Way::MadeAnewWithNumbersThatGoOn || !server.is_2_9()) {
+            let (home, mut broker) = before.restored(&server, ANSWERED, true).await;
+            let last = way.happen(&mut broker, before.applied).await;
+            let mut daemon = Daemon::start(&home, &broker, &SETS).await;
+            until("all frames are applied", || async { (daemon.status()["sequence"] == last).then_some(()) }).await;
+            let has_missed = daemon.metric("undrift_frames_missed_total") > 0.0;
+            let case = format!("{way:?}, applied {}", before.applied);
+            assert_eq!((breaks(&daemon).as_slice(), has_missed), way.shows(), "{case}");
+            assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 0.0, "{case}");
+            assert_eq!(daemon.stop().await, 0, "{case}");
+            let mut stored = stored(&broker).await;
+            let (old, new): (Vec<u64>, Vec<u64>) = ((1..=ANSWERED).collect(), (way.first_answered()..=last).collect());
+            let is_old_kept = stored.values().any(|sequences| sequences.starts_with(&old));
+            assert!(way == Way::Wiped || is_old_kept, "old answers stand, once: {case}: {stored:?}");
+            stored.retain(|_, sequences| sequences.ends_with(&new));
+            // Pictures that are the same under other frames' numbers are other frames.
+            assert_eq!(stored.len(), 1 + usize::from(new == old), "every new frame is answered once: {case}");
+            cases += 1;
+        }
+        println!("{cases} cases");
+    }
+}
+
+/// What a broker may forget of the answers.
+#[derive(Clone, Copy, Debug)]
+enum ForgottenAnswers {
+    All,
+    /// The newest three.
+    Newest,
+    /// One that a restart would prove itself on.
+    One,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_the_broker_forgot_are_given_again_or_counted_and_none_is_stored_twice() {
+    for server in servers() {
+        let before = Before::new(&server).await;
+        for forgotten in [ForgottenAnswers::All, ForgottenAnswers::Newest, ForgottenAnswers::One] {
+            let (home, mut broker) = before.restored(&server, ANSWERED, true).await;
+            let stream = jetstream::new(broker.client().await).get_stream(PREDICTIONS).await.expect("the stream is there");
+            let (gone, expected, unknown): (Vec<u64>, Vec<u64>, f64) = match forgotten {
+                // Those that the checkpoint covers are not given again: the frames may be gone.
+                ForgottenAnswers::All => ((1..=ANSWERED).collect(), (before.applied + 1..=ANSWERED + 4).collect(), 0.0),
+                ForgottenAnswers::Newest => ((ANSWERED - 2..=ANSWERED).collect(), (1..=ANSWERED + 4).collect(), 0.0),
+                ForgottenAnswers::One => (vec![ANSWERED - 1], (1..=ANSWERED + 4).filter(|&n| n != ANSWERED - 1).collect(), 1.0),
+            };
+            for sequence in gone {
+                stream.delete_message(sequence).await.expect("messages can be deleted");
+            }
+            // It forgets the ids of what it does not hold.
+            broker.kill();
+            broker.resume().await;
+            publish(&broker, 100..104).await;
+            let mut daemon = Daemon::start(&home, &broker, &SETS).await;
+            until("all frames are applied", || async { (daemon.status()["sequence"] == ANSWERED + 4).then_some(()) }).await;
+            assert_eq!(breaks(&daemon), [""; 0], "{forgotten:?}");
+            assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 0.0, "{forgotten:?}");
+            assert_eq!(daemon.metric("undrift_replayed_predictions_total{outcome=\"unknown\"}"), unknown, "{forgotten:?}");
+            assert_eq!(daemon.stop().await, 0);
+            assert_eq!(stored(&broker).await.into_values().collect::<Vec<_>>(), [expected], "{forgotten:?}");
+        }
+    }
+}
+
+/// What may happen under a daemon that has answered all frames.
+#[derive(Clone, Copy, Debug)]
+enum Meanwhile {
+    ConsumersDeleted,
+    FramesPurged,
+    FramesMadeAnew,
+    AnswersPurged,
+    AnswersMadeAnew,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_under_a_running_daemon_is_a_break_or_costs_no_frame() {
+    use Meanwhile::{AnswersMadeAnew, AnswersPurged, ConsumersDeleted, FramesMadeAnew, FramesPurged};
+    for server in servers() {
+        let before = Before::new(&server).await;
+        for meanwhile in [ConsumersDeleted, FramesPurged, FramesMadeAnew, AnswersPurged, AnswersMadeAnew] {
+            let (home, broker) = before.restored(&server, ANSWERED, true).await;
+            let mut daemon = Daemon::start(&home, &broker, &SETS).await;
+            until("all frames are applied", || async { (daemon.status()["sequence"] == ANSWERED).then_some(()) }).await;
+            let context = jetstream::new(broker.client().await);
+            let frames = context.get_stream(FRAMES).await.expect("the stream is there");
+            let answers = context.get_stream(PREDICTIONS).await.expect("the stream is there");
+            match meanwhile {
+                ConsumersDeleted => {
+                    let names: Vec<_> = frames.consumer_names().collect().await;
+                    for name in names {
+                        frames.delete_consumer(&name.expect("a name")).await.expect("consumers can be deleted");
+                    }
+                }
+                FramesPurged => drop(frames.purge().await.expect("streams can be purged")),
+                FramesMadeAnew => make_anew(&context, frames.cached_info().config.clone()).await,
+                AnswersPurged => drop(answers.purge().await.expect("streams can be purged")),
+                AnswersMadeAnew => {
+                    context.delete_stream(PREDICTIONS).await.expect("the stream can be deleted");
+                    context.create_stream(answers.cached_info().config.clone()).await.expect("the stream can be made");
+                }
+            }
+            publish(&broker, 100..104).await;
+            let last = last(&context).await;
+            until("all frames are applied", || async { (daemon.status()["sequence"] == last).then_some(()) }).await;
+            let expected: &[&str] = if matches!(meanwhile, FramesMadeAnew) { &["new_stream"] } else { &[] };
+            assert_eq!(breaks(&daemon), expected, "{meanwhile:?}");
+            assert_eq!(daemon.metric("undrift_frames_missed_total"), 0.0, "{meanwhile:?}");
+            assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 0.0, "{meanwhile:?}");
+            assert_eq!(daemon.stop().await, 0);
+            let mut stored: Vec<Vec<u64>> = stored(&broker).await.into_values().collect();
+            stored.sort_by_key(Vec::len);
+            let (old, new): (Vec<u64>, Vec<u64>) = ((1..=ANSWERED).collect(), (last - 3..=last).collect());
+            let expected = match meanwhile {
+                ConsumersDeleted | FramesPurged => vec![[old, new].concat()],
+                FramesMadeAnew => vec![new, old],
+                AnswersPurged | AnswersMadeAnew => vec![new],
+            };
+            assert_eq!(stored, expected, "{meanwhile:?}");
         }
     }
 }

@@ -46,7 +46,8 @@ impl PredictionId {
 pub struct Tail {
     /// The stream's last number, also where its message is gone.
     pub last: u64,
-    /// Of the newest message that is there.
+    /// Of the newest message that is there; 0 where there is none. What came behind it was deleted.
+    pub newest: u64,
     pub headers: HeaderMap,
 }
 
@@ -56,12 +57,12 @@ impl Tail {
     pub async fn read(context: &Context, subjects: &Subjects) -> Result<Self, NatsError> {
         let stream = context.get_stream(jetstream::predictions_stream(subjects)).await.map_err(boxed)?;
         let last = stream.cached_info().state.last_sequence;
-        let headers = match stream.get_last_raw_message_by_subject(&subjects.all_predictions()).await {
-            Ok(message) => message.headers,
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => HeaderMap::new(),
+        let (newest, headers) = match stream.get_last_raw_message_by_subject(&subjects.all_predictions()).await {
+            Ok(message) => (message.sequence, message.headers),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => (0, HeaderMap::new()),
             Err(error) => return Err(boxed(error)),
         };
-        Ok(Self { last, headers })
+        Ok(Self { last, newest, headers })
     }
 }
 
@@ -101,7 +102,7 @@ impl Answered {
         let count = newest.sequence.saturating_sub(applied).min(PROOFS_MAX);
         if count > 0 {
             let stream = context.get_stream(jetstream::predictions_stream(subjects)).await.map_err(boxed)?;
-            answered.read_proofs(&stream, prefix, (tail.last + 1).saturating_sub(count).max(1), tail.last).await?;
+            answered.read_proofs(&stream, prefix, (tail.newest + 1).saturating_sub(count).max(1), tail.newest).await?;
             answered.proofs.retain(|&sequence, _| sequence > applied);
         }
         Ok(answered)

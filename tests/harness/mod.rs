@@ -29,6 +29,14 @@ pub const CLASSES: usize = 10;
 #[derive(Clone, Debug)]
 pub struct Server {
     binary: String,
+    version: String,
+}
+
+impl Server {
+    /// Whether it is of the old line, which the project promises to work with too.
+    pub fn is_2_9(&self) -> bool {
+        self.version.contains("v2.9.")
+    }
 }
 
 /// The servers to test with; each is named on stdout.
@@ -38,7 +46,7 @@ pub fn servers() -> Vec<Server> {
         let output = Command::new(binary).arg("--version").output().unwrap_or_else(|error| panic!("{binary}: {error}"));
         let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         println!("with {version} ({binary})");
-        Server { binary: binary.to_owned() }
+        Server { binary: binary.to_owned(), version }
     };
     binaries.split(':').map(server).collect()
 }
@@ -113,6 +121,21 @@ impl Broker {
         if let Some(mut process) = self.process.take() {
             process.kill().and_then(|()| process.wait()).expect("nats-server can be killed");
         }
+    }
+
+    /// Ends it in order.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let asked = Command::new("kill").args(["-TERM", &process.id().to_string()]).status();
+            asked.and_then(|_| process.wait()).expect("nats-server can be stopped");
+        }
+    }
+
+    /// Kills it, and starts it again without anything that it has stored.
+    pub async fn wipe(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.store.path().join("jetstream")).expect("the store is there");
+        self.resume().await;
     }
 
     /// Where the messages of a JetStream stream lie.
