@@ -424,6 +424,9 @@ pub struct LimitsConfig {
     pub dimension_max: u32,
     /// Cameras that get metrics of their own.
     pub cameras_max: usize,
+    /// How long frames may wait without one being finished before the daemon says that it is not ready.
+    #[serde(rename = "stall_patience_ms", deserialize_with = "milliseconds")]
+    pub stall_patience: Duration,
 }
 
 impl LimitsConfig {
@@ -438,7 +441,8 @@ impl LimitsConfig {
         settings.check_range("limits.payload_bytes_max", self.payload_bytes_max, 1024..=1 << 26)?;
         settings.check_range("limits.pixels_max", self.pixels_max, 1..=1 << 28)?;
         settings.check_range("limits.dimension_max", self.dimension_max, 1..=65_535)?;
-        settings.check_range("limits.cameras_max", self.cameras_max, 1..=1000)
+        settings.check_range("limits.cameras_max", self.cameras_max, 1..=1000)?;
+        settings.check_range("limits.stall_patience_ms", self.stall_patience.as_millis(), 1000..=3_600_000)
     }
 }
 

@@ -201,6 +201,32 @@ pub fn encode_rejected(message: &Message<'_>, reject: &Reject) -> Vec<u8> {
     })
 }
 
+/// Where a frame that waits is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lane {
+    /// The broker has it and does not deliver it.
+    Stream,
+    /// The device thread works on it.
+    Device,
+    /// It needs a window that the adapter works on.
+    Adapter,
+    /// The broker does not take the answers before it.
+    Publisher,
+}
+
+impl Lane {
+    /// As in the record.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Device => "device",
+            Self::Adapter => "adapter",
+            Self::Publisher => "publisher",
+        }
+    }
+}
+
 /// Something that a person may want to look at: the record on `<prefix>.events.<kind>`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -234,6 +260,10 @@ pub enum EventRecord {
     Gap {
         missing: u64,
     },
+    /// Frames wait, and none was finished for longer than is put up with.
+    Stall {
+        lane: Lane,
+    },
     /// A prediction made again after a restart is not the one that was stored.
     ReplayMismatch {
         frame: FrameSeq,
@@ -262,6 +292,7 @@ impl EventRecord {
             Self::StreamTruncated { .. } => "stream_truncated",
             Self::StreamRewritten { .. } => "stream_rewritten",
             Self::Gap { .. } => "gap",
+            Self::Stall { .. } => "stall",
             Self::ReplayMismatch { .. } => "replay_mismatch",
             Self::Adapt { .. } => "adapt",
             Self::Freeze { .. } => "freeze",
@@ -443,6 +474,7 @@ mod tests {
             EventRecord::Checkpoint { generation: 1, weights_version: WeightsVersion(2), bytes: 3 },
             EventRecord::NewStream { incarnation: "a@1".to_owned() },
             EventRecord::StreamTruncated { incarnation: "a@1+7".to_owned() },
+            EventRecord::Stall { lane: Lane::Publisher },
             EventRecord::Adapt { enabled: false },
             EventRecord::Reset {},
             EventRecord::RollBack { weights_version: WeightsVersion(2) },

@@ -469,6 +469,7 @@ fn check_config(config: &Config) {
     assert!((1..=64).contains(&config.nats.urls.len()));
     assert!((1..=1000).contains(&config.checkpoint.keep) && config.checkpoint.every_windows >= 1);
     assert!((1..=1000).contains(&config.limits.cameras_max) && (1..=65_535).contains(&config.limits.dimension_max));
+    assert!((1..=3600).contains(&config.limits.stall_patience.as_secs()));
     assert!((1..=1 << 28).contains(&config.limits.pixels_max) && (1024..=1 << 26).contains(&config.limits.payload_bytes_max));
     assert!(!config.settings.to_string().contains(PASSWORD), "a password is shown");
     assert_eq!(config.fingerprint().len(), 64);

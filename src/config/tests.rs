@@ -79,6 +79,7 @@ payload_bytes_max = 8388608
 pixels_max = 16777216
 dimension_max = 8192
 cameras_max = 64
+stall_patience_ms = 30000
 [log]
 format = "text"
 "#;
@@ -157,6 +158,7 @@ fn a_wrong_value_is_refused_with_its_limit() {
         ),
         ("http.listen=9464", "http.listen = 9464 (from --set): invalid type: integer `9464`, expected socket address"),
         ("http.listen=localhost", "http.listen = \"localhost\" (from --set): invalid socket address syntax"),
+        ("limits.stall_patience_ms=999", "limits.stall_patience_ms = 999 (from --set): must be from 1000 to 3600000"),
         ("adapt.lag=0", "adapt.lag = 0 (from --set): must be 1 to 8"),
         ("adapt.guard.repeats_max=0", "adapt.guard.repeats_max = 0 (from --set): must be at least 1"),
         ("adapt.guard.canary_tolerance=1.0", "adapt.guard.canary_tolerance = 1.0 (from --set): must be from 0, below 1"),

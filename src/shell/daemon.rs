@@ -25,6 +25,7 @@ use super::nats::{self, Control, NatsError};
 use super::publisher::{self, Fenced};
 use super::queue::{AtLimit, Inbox, Limits, Order, Outbox, Outgoing};
 use super::replay::Answered;
+use super::stall;
 use super::status::{Phase, Shared};
 use super::store::{Store, StoreError};
 use super::store_thread::{self, Reply, Save, StoreOrder, StoreQueue};
@@ -245,6 +246,7 @@ impl Daemon {
         tasks.spawn(nats::take_labels(labels, Arc::clone(inbox), self.bundle.labels.len()));
         let control = Control::offer(&self.client, &self.subjects, &self.config.nats.name, shared).await?;
         tasks.spawn(control.serve(Arc::clone(inbox), Arc::clone(shared)));
+        tasks.spawn(stall::watch(self.lines.clone(), self.subjects.clone(), self.config.limits.stall_patience));
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use crate::pipeline::{Decision, Effect, Event, Job, Pipeline, PipelineError};
 use crate::prediction::{Prediction, StageLatency};
 use crate::proof::{HistoryId, PROOF_HEADER, Proof};
 use crate::state::DurableState;
-use crate::wire::{self, Command, ControlError, EventRecord, Format, Subjects, Terms};
+use crate::wire::{self, Command, ControlError, EventRecord, Format, Lane, Subjects, Terms};
 use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
 use std::collections::{BTreeMap, VecDeque};
@@ -150,9 +150,11 @@ impl Engine {
         loop {
             match lines.inbox.next(|next| self.accepts(next)) {
                 Input::Frame { arrival, is_overloaded } => {
+                    lines.shared.take_frame();
                     self.history.in_hand.iter().for_each(|in_hand| in_hand.take(arrival.sequence));
                     let flow = self.process(&arrival, is_overloaded)?;
                     self.history.in_hand.iter_mut().for_each(|in_hand| in_hand.put_down(arrival.sequence));
+                    lines.shared.finish_frame();
                     match flow {
                         Flow::GoOn => {}
                         Flow::Rewritten => return self.finish(true),
@@ -169,7 +171,13 @@ impl Engine {
         // A decision counts from the next frame on, so that frame waits for it; but what happened before a restart comes first.
         let is_decided = self.deciding.is_empty() || self.is_replaying();
         let has_room = self.codec.at_limit == AtLimit::ShedOldest || self.lines.outbox.has_room();
-        is_decided && has_room && self.pipeline.is_ready(next)
+        let has_weights = is_decided && self.pipeline.is_ready(next);
+        self.lines.shared.set_held_by(match (has_room, has_weights) {
+            (false, _) => Lane::Publisher,
+            (true, false) => Lane::Adapter,
+            (true, true) => Lane::Device,
+        });
+        has_room && has_weights
     }
 
     /// Whether frames are applied again, or decisions to be made again, that others have seen the effect of.

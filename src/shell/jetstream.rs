@@ -34,6 +34,8 @@ const PULL_FRAMES_MAX: usize = 32;
 const PULL_BYTES_MAX: usize = 65 << 20;
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A consumer that has frames and delivers none for so long is made again, which also tells whether they are there still.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
 /// The broker forgets a consumer that nobody pulls from.
 const INACTIVE_THRESHOLD: Duration = Duration::from_secs(60);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(4);
@@ -242,6 +244,7 @@ async fn pull_frames(stream: &Stream, subjects: &Subjects, lines: &Lines, last: 
     };
     let mut connection = lines.shared.connection();
     let consumer = stream.create_consumer(config).await.map_err(boxed)?;
+    lines.shared.set_pending(consumer.cached_info().num_pending);
     let pull = consumer.stream().max_messages_per_batch(PULL_FRAMES_MAX).max_bytes_per_batch(PULL_BYTES_MAX);
     let mut messages = pull.expires(PULL_EXPIRES).heartbeat(HEARTBEAT).messages().await.map_err(boxed)?;
     lines.shared.set_phase(Phase::Running);
@@ -253,6 +256,10 @@ async fn pull_frames(stream: &Stream, subjects: &Subjects, lines: &Lines, last: 
                 Some(message) => take(message.map_err(boxed)?, lines, subjects, &mut cursor, last).await?,
                 None => return Ok(()),
             },
+            // Cancelled, it begins anew: so long after the last frame.
+            () = tokio::time::sleep(DELIVERY_PATIENCE), if lines.shared.pending() > 0 => {
+                return Err(NatsError::JetStream("the stream has frames and delivers none".into()));
+            }
             // What was on its way never comes, and without a frame behind it nothing would tell.
             _ = connection.changed() => return Err(NatsError::JetStream("the connection was lost".into())),
         }
@@ -263,7 +270,7 @@ async fn take(message: Message, lines: &Lines, subjects: &Subjects, cursor: &mut
     let info = message.info().map_err(NatsError::JetStream)?;
     let (sequence, pending) = (info.stream_sequence, info.pending);
     let broker_time_ns = i64::try_from(info.published.unix_timestamp_nanos()).ok();
-    telemetry::NATS_CONSUMER_PENDING.set(pending as f64);
+    lines.shared.set_pending(pending);
     match cursor.take(info.consumer_sequence, sequence) {
         Delivery::Next { missing: 0 } => {}
         Delivery::Next { missing } => {

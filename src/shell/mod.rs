@@ -12,6 +12,7 @@ pub mod nats;
 pub mod publisher;
 pub mod queue;
 pub mod replay;
+mod stall;
 pub mod status;
 pub mod store;
 pub mod store_thread;

@@ -184,6 +184,11 @@ impl Inbox {
         self.arrived.notify_one();
     }
 
+    /// Whether frames wait.
+    pub fn has_frames(&self) -> bool {
+        !self.lanes.lock().frames.is_empty()
+    }
+
     /// Waits for an order, or for a frame whose number is accepted.
     pub fn next(&self, accepts: impl Fn(FrameSeq) -> bool) -> Input {
         let mut lanes = self.lanes.lock();

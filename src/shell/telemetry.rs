@@ -185,6 +185,8 @@ metrics_table! {
     NATS_CONSUMER_PENDING = Metric::new("undrift_nats_consumer_pending", Gauge, "", "Frames that the stream holds and has not delivered.");
     NATS_CONSUMER_RESTARTS = Metric::new("undrift_nats_consumer_restarts_total", Counter, "", "Times that the consumer was made again after an error.");
     // Process
+    STALLS = Metric::new("undrift_stalls_total", Counter, "", "Times that frames waited in a lane and none was finished for limits.stall_patience_ms.")
+        .by("lane", &["stream", "device", "adapter", "publisher"]);
     READY = Metric::new("undrift_ready", Gauge, "", "1 while frames can be answered.");
     BUILD_INFO = Metric::new("undrift_build_info", Gauge, "", "1; the version is in the label.").by("version", &[env!("CARGO_PKG_VERSION")]);
     PROCESS_MEMORY = Metric::new("process_resident_memory_bytes", Gauge, "bytes", "Resident memory.");

@@ -470,6 +470,7 @@ payload_bytes_max = 65536
 pixels_max = 1048576
 dimension_max = 2048
 cameras_max = 64
+stall_patience_ms = 30000
 [log]
 format = "text"
 "#;
