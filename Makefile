@@ -122,6 +122,7 @@ bench: servers $(TORCH)/installed
 	$(CARGO) bench --bench lanes
 	NATS_SERVER_BIN=$$(command -v nats-server || echo /usr/sbin/nats-server) $(CARGO) bench --bench latency
 	$(CARGO) bench --bench judge -- $(TORCH)/bin/python
+	RAYON_NUM_THREADS=1 $(CARGO) bench --bench published -- $(TORCH)/bin/python
 
 $(TORCH)/installed:
 	python3 -m venv $(TORCH)
