@@ -120,6 +120,7 @@ bundles:
 
 bench: servers $(TORCH)/installed
 	$(CARGO) bench --bench lanes
+	$(CARGO) bench --bench costs
 	NATS_SERVER_BIN=$$(command -v nats-server || echo /usr/sbin/nats-server) $(CARGO) bench --bench latency
 	$(CARGO) bench --bench judge -- $(TORCH)/bin/python
 	RAYON_NUM_THREADS=1 $(CARGO) bench --bench published -- $(TORCH)/bin/python
