@@ -12,7 +12,6 @@ mod panel;
 #[allow(dead_code, unused_imports, reason = "the report takes the rest, and its tests are not run here")]
 mod svg;
 #[path = "../tests/tiny/mod.rs"]
-#[allow(dead_code, reason = "tests take the rest")]
 mod tiny;
 
 mod operations;

@@ -5,10 +5,12 @@ Reads one command a line and answers each with one line:
     threads COUNT                          -> "ready"
     write PATH                             the predicted noise (N, T, K P) as f32 -> "ready"
     eager | compiled | sampling            -> seconds that one forward pass, or randn and q_sample, took
+    load_classifier WEIGHTS HEADS IMAGES   IMAGES: f32 of (N, 1, 32, 32) -> "ready"
+    write_gradients PATH                   of the sum of all logits by the parameters, in the order of their names -> "ready"
+    learn                                  -> seconds that the classifier's forward and backward pass took
 What depends on the timestep alone is computed at `load`, as the other side does, and the sum of token and neighbours is one convolution.
 """
 
-import json
 import sys
 import time
 
@@ -17,18 +19,10 @@ import torch
 import torch._inductor.config
 import torch.nn.functional as F
 
+from transformer import SINES, read, vit
+
 # Weights as constants, packed at compilation.
 torch._inductor.config.freezing = True
-SINES = 256
-
-
-def read(path):
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        data = file.read()
-    header.pop("__metadata__", None)
-    tensor = lambda item: np.frombuffer(data[slice(*item["data_offsets"])], np.float32).reshape(item["shape"]).copy()
-    return {name: torch.from_numpy(tensor(item)) for name, item in header.items()}
 
 
 class Dit(torch.nn.Module):
@@ -100,6 +94,24 @@ class Side:
 
     def sampling(self):
         self.signal * self.x_t + self.spread * torch.randn(self.x_t.shape)
+
+    @torch.inference_mode(False)
+    def load_classifier(self, weights, heads, path):
+        self.classifier, self.classifier_heads = read(weights), int(heads)
+        self.images = torch.from_numpy(np.fromfile(path, np.float32)).reshape(-1, 1, 32, 32)
+        for name in sorted(self.classifier):
+            self.classifier[name].requires_grad_()
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def learn(self):
+        for parameter in self.classifier.values():
+            parameter.grad = None
+        vit(self.classifier, self.classifier_heads, self.images).sum().backward()
+
+    def write_gradients(self, path):
+        self.learn()
+        np.concatenate([self.classifier[name].grad.numpy().ravel() for name in sorted(self.classifier)]).tofile(path)
 
 
 side = Side()

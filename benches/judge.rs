@@ -1,21 +1,25 @@
 //! The judge against PyTorch, on the shipped weights and the same inputs, and against the rate of a large matrix product; the
-//! classifier that answers against the same model with tensors.
+//! classifier that answers against the same model with tensors, and the one that learns, forward and backward, against PyTorch.
 //!
 //! `make bench`, or `cargo bench --bench judge -- PYTHON` with an interpreter that has torch and numpy. In each round every side
 //! works once, so that what else the machine does meets all alike; the table has medians, and minimums beside them.
 
+mod beside;
+mod operations;
+
+use beside::{Torch, assert_alike, figure, read_floats, write_floats};
+use operations::{forward, forward_and_backward};
 use parking_lot::Mutex;
 use rayon::prelude::*;
-use std::io::{BufRead, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
+use undrift::bundle::Bundle;
 use undrift::config::Config;
 use undrift::diffusion::{Schedule, Timestep};
 use undrift::kernels::{self, Matrix, Write};
-use undrift::learner::{FrozenClassifier, Judge};
+use undrift::learner::{Classifier, Forward, FrozenClassifier, Judge, TrainablePart};
 use undrift::model::parameters::read;
-use undrift::model::{ClassifierConfig, Dit, DitConfig, DitWorkspace, InferenceDit, Parameters, TrunkConfig, Vit};
+use undrift::model::{ClassifierConfig, Dit, DitConfig, DitWorkspace, Gradients, InferenceDit, NormStatistics, Parameters, Vit, VitConfig};
 use undrift::noise::NoiseKey;
 use undrift::shell::bundle_reader::read_bundle;
 
@@ -28,41 +32,14 @@ const WARM_UP: usize = 3;
 const REST: Duration = Duration::from_millis(3);
 /// Side of the matrix product.
 const CUBE: usize = 2048;
+const SCRIPT: &str = "benches/judge.py";
 const CONFIG: &str = "configs/fashion-mnist/undrift.toml";
 const WEIGHTS: &str = "configs/fashion-mnist/diffusion.safetensors";
+const PRODUCT: &str = "gemm, 2048 x 2048 x 2048";
+const CLASSIFIER_WEIGHTS: &str = "configs/fashion-mnist/classifier.safetensors";
 const INPUT: &str = "target/bench-x_t.f32";
+const IMAGES: &str = "target/bench-images.f32";
 const OUTPUT: &str = "target/bench-pred_noise.f32";
-
-/// PyTorch, behind the lines of benches/judge.py.
-struct Torch {
-    child: Child,
-    commands: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Torch {
-    fn start(python: &str) -> Self {
-        let mut command = Command::new(python);
-        let mut child = command.arg("benches/judge.py").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a Python interpreter");
-        let (commands, answers) = (child.stdin.take().expect("piped"), BufReader::new(child.stdout.take().expect("piped")));
-        Self { child, commands, answers }
-    }
-
-    fn ask(&mut self, command: &str) -> String {
-        writeln!(self.commands, "{command}").expect("an open pipe");
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("an open pipe");
-        assert!(!answer.is_empty(), "PyTorch ended at {command:?}: see above");
-        answer.trim().to_owned()
-    }
-}
-
-impl Drop for Torch {
-    fn drop(&mut self) {
-        self.child.kill().expect("a running child");
-        self.child.wait().expect("a killed child");
-    }
-}
 
 /// One side of a comparison.
 struct Side<'a> {
@@ -90,6 +67,7 @@ impl<'a> Side<'a> {
 }
 
 /// Lets all sides work in turns, and prints a line for each: its times, as multiples of the first's, and its rate, of that of the last.
+/// Then the first is held against those of PyTorch, and against the rate of a large product.
 fn compare(title: &str, mut sides: Vec<Side>) {
     let mut times = vec![Vec::new(); sides.len()];
     for round in 0..ROUNDS + WARM_UP {
@@ -114,13 +92,17 @@ fn compare(title: &str, mut sides: Vec<Side>) {
             rate => println!(" {:>8.1} {:>5.0} %", rate / 1e9, 100.0 * rate / last),
         }
     }
-}
-
-/// Multiplications and additions of one image's pass, those of matrix products alone; `outputs` are those of each token.
-fn operations(trunk: &TrunkConfig, outputs: usize) -> f64 {
-    let (t, d) = (trunk.tokens(), trunk.hidden);
-    let block = d * (4 * d + 2 * trunk.mlp_ratio * d) + 2 * t * d;
-    (2 * t * (trunk.depth * block + d * (trunk.window_elements() + outputs))) as f64
+    let milliseconds = |times: &[f64]| format!("{:.3} ms", median(times) * 1e3);
+    let name = |against: &str| format!("{}: {} against {against}", title.trim(), sides[0].name);
+    for (side, of_side) in sides.iter().zip(&times).filter(|(side, _)| side.name.starts_with("PyTorch")) {
+        let ratio = format!("{:.2}", median(of_side) / median(&times[0]));
+        figure(&name(side.name), &milliseconds(&times[0]), &milliseconds(of_side), &ratio);
+    }
+    if sides.last().is_some_and(|side| side.name == PRODUCT) {
+        let rate = sides[0].operations / median(&times[0]);
+        let gigaflops = |rate: f64| format!("{:.1} GFLOP/s", rate / 1e9);
+        figure(&name(PRODUCT), &gigaflops(rate), &gigaflops(last), &format!("{:.0} %", 100.0 * rate / last));
+    }
 }
 
 /// What all sides work on: the shipped diffusion model, and noised images.
@@ -193,28 +175,86 @@ fn main() {
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
         pool.install(|| compare_classifiers(threads));
+        pool.install(|| compare_learning(threads, python.as_deref()));
         pool.install(|| compare_all(threads, python.as_deref()));
     }
 }
 
 /// The shipped classifier on the two views of a frame, and on those of a window.
 fn compare_classifiers(threads: usize) {
-    let config = Config::load(Path::new(CONFIG), &[], std::iter::empty()).expect("the shipped configuration");
-    let bundle = read_bundle(&config).expect("the shipped bundle");
-    let ClassifierConfig::Vit(vit) = bundle.classifier_config else { panic!("the shipped classifier is a vision transformer") };
+    let (bundle, vit) = shipped_classifier();
     let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier).expect("the shipped classifier");
     let tensors = Vit::load(&vit, &Parameters::frozen(bundle.classifier)).expect("the shipped classifier");
     for views in [2, 16] {
         let mut images = vec![0f32; views * vit.trunk.image.elements()];
         NoiseKey::from_seed(1, "bench", 0).fill_normal(u32::MAX, &mut images);
         let with_tensors = || drop(tensors.features(&images).and_then(|features| tensors.head(&features)).expect("a pass"));
-        let total = views as f64 * operations(&vit.trunk, 0);
+        let total = views as f64 * forward(&vit.trunk, 0);
         let sides = vec![
             Side::timed("forward", total, || drop(classifier.logits(&images).expect("a pass"))),
             Side::timed("forward with tensors", total, with_tensors),
         ];
         compare(&format!("\n{threads} thread(s), classifier, {views} views"), sides);
     }
+}
+
+fn shipped_classifier() -> (Bundle, VitConfig) {
+    let config = Config::load(Path::new(CONFIG), &[], std::iter::empty()).expect("the shipped configuration");
+    let bundle = read_bundle(&config).expect("the shipped bundle");
+    let ClassifierConfig::Vit(vit) = bundle.classifier_config else { panic!("the shipped classifier is a vision transformer") };
+    (bundle, vit)
+}
+
+/// The shipped classifier forward and backward, all weights learning, on a window of 16.
+fn compare_learning(threads: usize, python: Option<&str>) {
+    const WINDOW: usize = 16;
+    let (bundle, vit) = shipped_classifier();
+    let mut images = vec![0f32; WINDOW * vit.trunk.image.elements()];
+    NoiseKey::from_seed(1, "bench", 0).fill_normal(u32::MAX, &mut images);
+    let classifier = Classifier::trainable(&bundle.classifier_config, &bundle.classifier, TrainablePart::All).expect("the classifier");
+    let parameters = classifier.parameters();
+    let model = Vit::load(&vit, parameters).expect("the shipped classifier");
+    // The gradient of the sum of all logits.
+    let rows = vec![vec![1.0; vit.classes]; WINDOW];
+    let (mut pass, mut gradients) = (Forward::default(), Gradients::new());
+    let mut learn = || {
+        classifier.forward_into(&mut pass, &images, NormStatistics::Running).expect("a pass");
+        classifier.gradients_into(&mut gradients, &pass, &rows).expect("gradients");
+    };
+    let with_tensors = || {
+        let logits = model.features(&images).and_then(|features| model.head(&features)).expect("a pass");
+        drop(logits.sum_all().and_then(|sum| sum.backward()).expect("a backward pass"));
+    };
+    learn();
+    let torch = python.map(|python| Mutex::new(learning_torch(python, threads, &vit, &images)));
+    if let Some(torch) = &torch {
+        torch.lock().ask(&format!("write_gradients {OUTPUT}"));
+        let mut theirs = &read_floats(OUTPUT)[..];
+        for (name, ours) in &gradients_of(&classifier, &images, &rows) {
+            let (of_parameter, rest) = theirs.split_at(ours.len());
+            assert_alike(name, ours, of_parameter);
+            theirs = rest;
+        }
+    }
+    let total = WINDOW as f64 * forward_and_backward(&vit.trunk);
+    let mut sides = vec![Side::timed("forward and backward", total, learn), Side::timed("with tensors", total, with_tensors)];
+    sides.extend(torch.iter().map(|torch| Side::torch("PyTorch eager", total, torch, "learn")));
+    compare(&format!("\n{threads} thread(s), classifier, window of {WINDOW}"), sides);
+}
+
+/// By name.
+fn gradients_of(classifier: &Classifier, images: &[f32], rows: &[Vec<f64>]) -> Gradients {
+    let forward = classifier.forward(images).expect("a pass");
+    classifier.gradients(&forward, rows).expect("gradients")
+}
+
+/// PyTorch with the shipped classifier and `images`.
+fn learning_torch(python: &str, threads: usize, vit: &VitConfig, images: &[f32]) -> Torch {
+    write_floats(IMAGES, images);
+    let mut torch = Torch::start(python, SCRIPT);
+    torch.ask(&format!("threads {threads}"));
+    torch.ask(&format!("load_classifier {CLASSIFIER_WEIGHTS} {} {IMAGES}", vit.trunk.heads));
+    torch
 }
 
 fn compare_all(threads: usize, python: Option<&str>) {
@@ -228,7 +268,7 @@ fn compare_all(threads: usize, python: Option<&str>) {
         let torch = python.map(|python| Mutex::new(prepared(python, threads, &subject, &x_t)));
         let parameters = Parameters::frozen(read(&std::fs::read(WEIGHTS).expect("weights")).expect("weights"));
         let tensors = Dit::load(&subject.config, &parameters).expect("the shipped model");
-        let total = timesteps.len() as f64 * operations(&subject.config.trunk, subject.config.outputs());
+        let total = timesteps.len() as f64 * forward(&subject.config.trunk, subject.config.outputs());
         let verdicts = || drop(subject.judge.verdicts(&images, &subject.keys, &subject.timesteps).expect("verdicts"));
 
         let mut sides = vec![
@@ -241,12 +281,12 @@ fn compare_all(threads: usize, python: Option<&str>) {
             sides.push(Side::torch("PyTorch compiled", total, torch, "compiled"));
         }
         let product = || multiply(&mut cube, &left, &right, threads);
-        sides.push(Side::timed("gemm, 2048 x 2048 x 2048", 2.0 * (CUBE as f64).powi(3), product));
+        sides.push(Side::timed(PRODUCT, 2.0 * (CUBE as f64).powi(3), product));
         compare(&format!("\n{threads} thread(s), {frames} frame(s), {} draws", timesteps.len()), sides);
 
         let mut sides = vec![Side::timed("noise sampling", 0.0, || subject.sample(&images, &mut noise, &mut x_t))];
         sides.extend(torch.iter().map(|torch| Side::torch("PyTorch randn and q_sample", 0.0, torch, "sampling")));
-        compare("", sides);
+        compare(&format!("{threads} thread(s), {} draws", timesteps.len()), sides);
     }
 }
 
@@ -262,21 +302,16 @@ fn multiply(into: &mut [f32], left: &[f32], right: &[f32], threads: usize) {
 /// PyTorch with the weights and inputs of `subject`; its predictions must be ours.
 fn prepared(python: &str, threads: usize, subject: &Subject, x_t: &[f32]) -> Torch {
     let timesteps = subject.draws();
-    let bytes: Vec<u8> = x_t.iter().flat_map(|value| value.to_le_bytes()).collect();
-    std::fs::write(INPUT, bytes).expect("a directory target");
-    let mut torch = Torch::start(python);
+    write_floats(INPUT, x_t);
+    let mut torch = Torch::start(python, SCRIPT);
     torch.ask(&format!("threads {threads}"));
     let list: Vec<String> = timesteps.iter().map(|timestep| timestep.0.to_string()).collect();
     torch.ask(&format!("load {WEIGHTS} {} {INPUT} {}", subject.config.trunk.heads, list.join(" ")));
     torch.ask(&format!("write {OUTPUT}"));
-    let theirs = std::fs::read(OUTPUT).expect("what was written");
-    let theirs: Vec<f32> = theirs.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let theirs = read_floats(OUTPUT);
     let each = theirs.len() / timesteps.len();
-    let largest = theirs.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     subject.forward(x_t, &timesteps, |index, ours| {
-        for (ours, theirs) in ours.iter().zip(&theirs[index * each..(index + 1) * each]) {
-            assert!((ours - theirs).abs() <= 1e-4 * largest, "prediction {index}: {ours}, PyTorch {theirs}");
-        }
+        assert_alike(&format!("prediction {index}"), ours, &theirs[index * each..][..each]);
     });
     torch
 }

@@ -100,13 +100,25 @@ impl NoiseKey {
         }
     }
 
-    /// Values of [`LANES`] quads from `quad` on. Each lane runs the scalar functions below, which have no branch, so that the
-    /// compiler makes vectors of the lanes.
+    /// Values of [`LANES`] quads from `quad` on. Each lane runs the scalar functions below, which have no branch; step by step for all
+    /// lanes, so that the compiler makes vectors of them.
     #[inline(always)]
     fn normal_block(&self, draw: u32, quad: u32) -> [f32; 4 * LANES] {
+        let mut words = [[0u32; LANES]; 4];
+        for (lane, quad) in (quad..).take(LANES).enumerate() {
+            for (words, word) in words.iter_mut().zip(self.words(draw, quad)) {
+                words[lane] = word;
+            }
+        }
+        let mut normals = [[0f32; LANES]; 4];
+        for (normals, words) in normals.as_chunks_mut::<2>().0.iter_mut().zip(words.as_chunks::<2>().0) {
+            for lane in 0..LANES {
+                [normals[0][lane], normals[1][lane]] = normal_pair(words[0][lane], words[1][lane]);
+            }
+        }
         let mut block = [0f32; 4 * LANES];
-        for (lane, four) in (0u32..).zip(block.as_chunks_mut::<4>().0) {
-            *four = box_muller(self.words(draw, quad + lane));
+        for (lane, four) in block.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *four = [normals[0][lane], normals[1][lane], normals[2][lane], normals[3][lane]];
         }
         block
     }
@@ -133,13 +145,7 @@ fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// Two pairs of independent standard normals of four words.
-#[inline(always)]
-fn box_muller(words: [u32; 4]) -> [f32; 4] {
-    let ([a, b], [c, d]) = (normal_pair(words[0], words[1]), normal_pair(words[2], words[3]));
-    [a, b, c, d]
-}
-
+/// Two independent standard normals of two words (Box and Muller).
 #[inline(always)]
 fn normal_pair(radius: u32, angle: u32) -> [f32; 2] {
     let radius = (-2.0 * ln(unit(radius))).sqrt();
@@ -255,7 +261,9 @@ mod tests {
             let mut noise = vec![0f32; length];
             key.fill_normal(3, &mut noise);
             for (i, value) in noise.iter().enumerate() {
-                let expected = std::hint::black_box(box_muller)(key.words(3, u32::try_from(i / 4).expect("few")))[i % 4];
+                let words = key.words(3, u32::try_from(i / 4).expect("few"));
+                let pair = i % 4 / 2 * 2;
+                let expected = std::hint::black_box(normal_pair)(words[pair], words[pair + 1])[i % 2];
                 assert_eq!(value.to_bits(), expected.to_bits(), "element {i} of {length}");
             }
         }

@@ -24,7 +24,7 @@ pub struct Classifier {
 #[derive(Clone, Debug)]
 enum Model {
     /// As it was loaded; each pass packs the weights anew, which may have learned since.
-    Vit(LearningVit),
+    Vit(Box<LearningVit>),
     ResNet(ResNet),
 }
 
@@ -90,7 +90,7 @@ impl Classifier {
 
     fn of(config: &ClassifierConfig, parameters: Parameters) -> Result<Self, ParameterError> {
         let model = match config {
-            ClassifierConfig::Vit(vit) => Model::Vit(LearningVit::load(vit, &parameters)?),
+            ClassifierConfig::Vit(vit) => Model::Vit(Box::new(LearningVit::load(vit, &parameters)?)),
             ClassifierConfig::ResNet(resnet) => Model::ResNet(ResNet::load(resnet, &parameters)?),
         };
         Ok(Self { parameters, model, image_elements: config.image().elements() })
@@ -117,7 +117,7 @@ impl Classifier {
         match &self.model {
             Model::Vit(model) => {
                 forward.shard_images = SHARD_IMAGES;
-                forward.graph.run(model, &self.parameters, images)?;
+                forward.graph.run(model, &self.parameters, images, forward.shard_images)?;
             }
             Model::ResNet(model) => {
                 // Statistics of a window are those of all its images, so that it is one task.
@@ -226,15 +226,15 @@ impl Classifier {
 }
 
 impl Graph {
-    /// Forward passes of `images` with the values that `parameters` have now.
-    fn run(&mut self, loaded: &LearningVit, parameters: &Parameters, images: &[f32]) -> Result<(), ParameterError> {
+    /// Forward passes of `images`, in shards of `shard_images`, with the values that `parameters` have now.
+    fn run(&mut self, loaded: &LearningVit, parameters: &Parameters, images: &[f32], shard_images: usize) -> Result<(), ParameterError> {
         if !matches!(self, Self::Vit { .. }) {
             *self = Self::default();
         }
         let Self::Vit { model, shards } = self else { return Ok(()) };
         let model = model.get_or_insert_with(|| Box::new(loaded.clone()));
         model.pack(parameters)?;
-        let shard_elements = SHARD_IMAGES * model.config().trunk.image.elements();
+        let shard_elements = shard_images * model.config().trunk.image.elements();
         shards.iter_mut().for_each(|shard| shard.images = 0);
         while shards.len() < images.len().div_ceil(shard_elements) {
             shards.push(Shard::new(model));
