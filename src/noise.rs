@@ -8,7 +8,7 @@
 //! multiply-adds, own polynomials), so that a GPU gives the same bits, and so do vectors of any width.
 
 use crate::frame::FrameSeq;
-use pulp::Arch;
+use crate::kernels;
 
 /// Quads of values that are computed side by side.
 const LANES: usize = 16;
@@ -86,7 +86,7 @@ impl NoiseKey {
     pub fn fill_normal(&self, draw: u32, noise: &mut [f32]) {
         let (blocks, rest) = noise.as_chunks_mut::<{ 4 * LANES }>();
         let mut quads = (0u32..).step_by(LANES);
-        Arch::new().dispatch(
+        kernels::vectorized(
             #[inline(always)]
             || {
                 for (block, quad) in blocks.iter_mut().zip(&mut quads) {

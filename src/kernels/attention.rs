@@ -5,8 +5,8 @@ use super::matmul::{Matrix, Write};
 use super::outer::transposed_product;
 use super::panels::{Finish, Panels, product};
 use super::slices::{dot, maximum, sum, tensor, values, with_values};
+use super::vectorized;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use pulp::Arch;
 use rayon::prelude::*;
 
 /// out (N, T, D) of `qkv` (N, T, 3 D), whose last axis is (query | key | value), each cut into `heads`.
@@ -77,7 +77,7 @@ impl Sizes {
         keys.pack(self.part(qkv, 1, head).transposed());
         product(into, self.tokens, self.part(qkv, 0, head), keys, Finish::Replace);
         let scale = self.scale();
-        Arch::new().dispatch(
+        vectorized(
             #[inline(always)]
             || into.chunks_exact_mut(self.tokens).for_each(|row| softmax(row, scale)),
         );
@@ -86,7 +86,7 @@ impl Sizes {
     /// Puts the gradient of the scores, (T, T), in the place of that of the probabilities.
     fn score_gradients(self, gradients: &mut [f32], probabilities: &[f32], y: &[f32], g: &[f32], head: usize) {
         let scale = self.scale();
-        Arch::new().dispatch(
+        vectorized(
             #[inline(always)]
             || {
                 for (token, (ds, p)) in gradients.chunks_exact_mut(self.tokens).zip(probabilities.chunks_exact(self.tokens)).enumerate() {

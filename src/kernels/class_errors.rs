@@ -1,8 +1,8 @@
 //! How well each class explains the noise: errors for training, Gram terms for the `score` objective.
 
 use super::slices::{LANES, tensor, values, with_values};
+use super::vectorized;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use pulp::Arch;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -102,7 +102,7 @@ pub fn gram_terms(pred_noise: &[f32], noise: &[f32], classes: usize, patch_eleme
     let elements = noise.len() as f64;
     let mut terms = GramTerms { gram: vec![0.0; k * k], cross: vec![0.0; k] };
     let of_class = |class: usize| pred_noise.chunks_exact(k * p).map(move |tokens| &tokens[class * p..(class + 1) * p]);
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for j in 0..k {

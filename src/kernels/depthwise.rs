@@ -2,8 +2,8 @@
 
 use super::elementwise::{fold_rows, gelu_value};
 use super::slices::{tensor, values, with_values};
+use super::vectorized;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use pulp::Arch;
 use rayon::prelude::*;
 
 /// Positions of the window.
@@ -36,7 +36,7 @@ pub fn mix_backward(dx: &mut [f32], dweight: Option<&mut [f32]>, x: &[f32], g: &
     let Some(dweight) = dweight else { return };
     let c = weight.len() / NEIGHBOURS;
     assert_eq!((dweight.len(), x.len()), (weight.len(), g.len()), "values on a grid");
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for (token, g) in g.chunks_exact(c).enumerate() {
@@ -55,7 +55,7 @@ pub fn mix_backward(dx: &mut [f32], dweight: Option<&mut [f32]>, x: &[f32], g: &
 fn sweep<const IS_TURNED: bool>(y: &mut [f32], x: &[f32], weight: &[f32], grid: (usize, usize), finish: impl Fn(&mut [f32])) {
     let c = weight.len() / NEIGHBOURS;
     assert_eq!((y.len(), x.len()), (grid.0 * grid.1 * c, y.len()), "values on a grid");
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for (token, y) in y.chunks_exact_mut(c).enumerate() {

@@ -1,8 +1,8 @@
 //! GELU and the gated residual, with vectorised exponentials.
 
 use super::slices::{add_into, tensor, values, with_values};
+use super::vectorized;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
-use pulp::Arch;
 use rayon::prelude::*;
 
 /// Values that one task takes.
@@ -58,7 +58,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 
 /// y = gelu(x), value by value.
 pub fn gelu_into(y: &mut [f32], x: &[f32]) {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_value(x)),
     );
@@ -66,7 +66,7 @@ pub fn gelu_into(y: &mut [f32], x: &[f32]) {
 
 /// Gives each value of `g`, the gradient of gelu(x), its factor: now it is that of x.
 pub fn gelu_backward(g: &mut [f32], x: &[f32]) {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || g.iter_mut().zip(x).for_each(|(g, &x)| *g *= gelu_derivative(x)),
     );
@@ -111,7 +111,7 @@ pub fn gated_residual(x: &Tensor, gate: &Tensor, h: &Tensor) -> Result<Tensor> {
 /// x (T, D) += gate (D) * h (T, D) of one image.
 pub fn add_gated(x: &mut [f32], h: &[f32], gate: &[f32]) {
     let d = gate.len();
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for (x, h) in x.chunks_exact_mut(d).zip(h.chunks_exact(d)) {
@@ -124,7 +124,7 @@ pub fn add_gated(x: &mut [f32], h: &[f32], gate: &[f32]) {
 /// Writes dh (T, D) of one image's gate * h, for the gradient `g` (T, D), and adds to `dgate` (D).
 pub fn gate_backward(dh: &mut [f32], dgate: &mut [f32], h: &[f32], g: &[f32], gate: &[f32]) {
     let d = gate.len();
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for ((dh, g), h) in dh.chunks_exact_mut(d).zip(g.chunks_exact(d)).zip(h.chunks_exact(d)) {

@@ -25,6 +25,7 @@ mod outer;
 mod panels;
 mod slices;
 mod unfold;
+mod vectorized;
 
 pub use attention::{AttentionWorkspace, attend, attend_backward, attention};
 pub use batch_norm::{ChannelMoments, NormMoments, batch_norm};
@@ -38,3 +39,4 @@ pub use outer::transposed_product;
 pub use panels::{Finish, Panels, product};
 pub use slices::{change_values, with_values};
 pub use unfold::{strided, unfold};
+pub use vectorized::vectorized;

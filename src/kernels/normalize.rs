@@ -3,8 +3,8 @@
 
 use super::elementwise::fold_rows;
 use super::slices::{LANES, sum, tensor, values, with_values};
+use super::vectorized;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use pulp::Arch;
 use rayon::prelude::*;
 
 /// Added to the variance (DiT, `models.py`: `nn.LayerNorm(.., eps=1e-6)`).
@@ -27,7 +27,7 @@ pub fn row(rows: &[f32], n: usize, d: usize) -> &[f32] {
 pub fn modulate(y: &mut [f32], x: &[f32], shift: &[f32], scale: &[f32]) {
     let d = scale.len();
     assert_eq!((y.len(), shift.len()), (x.len(), d), "lengths of a modulated norm");
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
@@ -111,7 +111,7 @@ impl CustomOp3 for ModulatedNorm {
 pub fn modulate_backward(dx: &mut [f32], dshift: &mut [f32], dscale: &mut [f32], x: &[f32], g: &[f32], scale: &[f32]) {
     let d = scale.len();
     assert_eq!((dx.len(), g.len(), dshift.len(), dscale.len()), (x.len(), x.len(), d, d), "lengths of a modulated norm");
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for ((dx, x), g) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(g.chunks_exact(d)) {
