@@ -100,12 +100,13 @@ pub fn image(channels: usize, seed: u64) -> Image {
     Image::new(channels, 8, 8, pixels)
 }
 
-/// Frame `index` of a fixed stream, as a camera that says nothing else sends it; sequences start at 1.
+/// Frame `index` of a fixed stream, as a camera that says nothing else sends it; sequences start at 1, and ids have one length, so that
+/// none takes more memory than another.
 pub fn frame(channels: usize, index: u64, camera: &str) -> Frame {
     let image = image(channels, index);
     Frame {
         camera: camera.to_owned(),
-        frame_id: format!("{camera}:{}", index + 1),
+        frame_id: format!("{camera}:{:012}", index + 1),
         sequence: FrameSeq(index + 1),
         capture_time_ns: None,
         broker_time_ns: None,
