@@ -8,7 +8,7 @@
 //! multiply-adds, own polynomials), so that a GPU gives the same bits, and so do vectors of any width.
 
 use crate::frame::FrameSeq;
-use crate::kernels;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Quads of values that are computed side by side.
 const LANES: usize = 16;
@@ -84,28 +84,15 @@ impl NoiseKey {
 
     /// Fills `noise` with standard normal values of `draw`; element i comes from counter (draw, i / 4).
     pub fn fill_normal(&self, draw: u32, noise: &mut [f32]) {
-        let (blocks, rest) = noise.as_chunks_mut::<{ 4 * LANES }>();
-        let mut quads = (0u32..).step_by(LANES);
-        kernels::vectorized(
-            #[inline(always)]
-            || {
-                for (block, quad) in blocks.iter_mut().zip(&mut quads) {
-                    *block = self.normal_block(draw, quad);
-                }
-            },
-        );
-        if !rest.is_empty() {
-            let quad = quads.next().expect("fewer than 2^32 quads");
-            rest.copy_from_slice(&self.normal_block(draw, quad)[..rest.len()]);
-        }
+        Arch::new().dispatch(FillNormal { key: self, draw, noise });
     }
 
-    /// Values of [`LANES`] quads from `quad` on. Each lane runs the scalar functions below, which have no branch; step by step for all
+    /// Values of the quads of all lanes. Each lane runs the scalar functions below, which have no branch; step by step for all
     /// lanes, so that the compiler makes vectors of them.
     #[inline(always)]
-    fn normal_block(&self, draw: u32, quad: u32) -> [f32; 4 * LANES] {
+    fn normal_block<S: Simd>(&self, simd: S, draw: u32, quads: &[u32; LANES]) -> [f32; 4 * LANES] {
         let mut words = [[0u32; LANES]; 4];
-        for (lane, quad) in (quad..).take(LANES).enumerate() {
+        for (lane, &quad) in quads.iter().enumerate() {
             for (words, word) in words.iter_mut().zip(self.words(draw, quad)) {
                 words[lane] = word;
             }
@@ -117,8 +104,9 @@ impl NoiseKey {
             }
         }
         let mut block = [0f32; 4 * LANES];
-        for (lane, four) in block.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *four = [normals[0][lane], normals[1][lane], normals[2][lane], normals[3][lane]];
+        let normals = normals.each_ref().map(|normals| S::as_simd_f32s(normals).0);
+        for (i, vectors) in S::as_mut_simd_f32s(&mut block).0.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *vectors = simd.interleave_shfl_f32s(normals.map(|normals| normals[i]));
         }
         block
     }
@@ -131,18 +119,56 @@ impl NoiseKey {
     }
 }
 
-/// Philox4x32-10: ten rounds of the bijection of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", section 3.
+struct FillNormal<'a> {
+    key: &'a NoiseKey,
+    draw: u32,
+    noise: &'a mut [f32],
+}
+
+impl WithSimd for FillNormal<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let mut quads = quads_of_lanes(simd);
+        for values in self.noise.chunks_mut(4 * LANES) {
+            let block = self.key.normal_block(simd, self.draw, &quads);
+            match values.as_mut_array() {
+                Some(whole) => *whole = block,
+                None => values.copy_from_slice(&block[..values.len()]),
+            }
+            quads.iter_mut().for_each(|quad| *quad += LANES as u32);
+        }
+    }
+}
+
+/// The quad of the first block that each lane makes: as pulp's interleaving, whose order is its own, puts them in order.
 #[inline(always)]
-fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+fn quads_of_lanes<S: Simd>(simd: S) -> [u32; LANES] {
+    let mut elements: [f32; 4 * LANES] = std::array::from_fn(|element| element as f32);
+    for vectors in S::as_mut_simd_f32s(&mut elements).0.as_chunks_mut::<4>().0 {
+        *vectors = simd.deinterleave_shfl_f32s(*vectors);
+    }
+    // Of four vectors the first has the first element of each quad.
+    std::array::from_fn(|lane| elements[lane / S::F32_LANES * 4 * S::F32_LANES + lane % S::F32_LANES] as u32 / 4)
+}
+
+/// Philox4x32-10: ten rounds of the bijection of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", section 3.
+///
+/// A word is the lower half of 64 bits: so a product needs no widening, and nothing is cut off before the end, which halves the
+/// instructions of a vector's round. What the upper halves hold is never looked at.
+#[inline(always)]
+fn philox4x32_10(counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+    let mut words = counter.map(u64::from);
     for _ in 0..10 {
-        let first = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
-        let second = u64::from(MULTIPLIERS[1]) * u64::from(counter[2]);
-        counter = [(second >> 32) as u32 ^ counter[1] ^ key[0], second as u32, (first >> 32) as u32 ^ counter[3] ^ key[1], first as u32];
+        let first = MULTIPLIERS[0] * (words[0] & 0xFFFF_FFFF);
+        let second = MULTIPLIERS[1] * (words[2] & 0xFFFF_FFFF);
+        words = [second >> 32 ^ words[1] ^ u64::from(key[0]), second, first >> 32 ^ words[3] ^ u64::from(key[1]), first];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
-    counter
+    words.map(|word| word as u32)
 }
 
 /// Two independent standard normals of two words (Box and Muller).

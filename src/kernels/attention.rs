@@ -1,10 +1,10 @@
 //! Scaled dot-product attention over a packed query, key and value; the backward pass recomputes the probabilities.
 
-use super::elementwise::exp;
+use super::elementwise::exp2;
 use super::matmul::{Matrix, Write};
 use super::outer::transposed_product;
 use super::panels::{Finish, Panels, product};
-use super::slices::{dot, maximum, sum, tensor, values, with_values};
+use super::slices::{LANES, dot, maximum, sum_of_lanes, tensor, values, with_values};
 use super::vectorized;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -79,7 +79,11 @@ impl Sizes {
         let scale = self.scale();
         vectorized(
             #[inline(always)]
-            || into.chunks_exact_mut(self.tokens).for_each(|row| softmax(row, scale)),
+            || {
+                for row in into.chunks_exact_mut(self.tokens) {
+                    softmax(row, scale);
+                }
+            },
         );
     }
 
@@ -104,12 +108,25 @@ impl Sizes {
 /// Puts softmax(scale row) in the place of `row`.
 #[inline(always)]
 fn softmax(row: &mut [f32], scale: f32) {
-    let maximum = maximum(row);
-    for value in row.iter_mut() {
-        *value = exp((*value - maximum) * scale);
+    // To the base of two, one multiplication and addition makes an exponent.
+    let scale = scale * std::f32::consts::LOG2_E;
+    let offset = -scale * maximum(row);
+    let power = |value: f32| exp2(value.mul_add(scale, offset));
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for chunk in chunks {
+        for i in 0..LANES {
+            chunk[i] = power(chunk[i]);
+            lanes[i] += chunk[i];
+        }
     }
-    let reciprocal = 1.0 / sum(row, |value| value);
-    for value in row.iter_mut() {
+    let mut sum = sum_of_lanes(lanes);
+    for value in rest {
+        *value = power(*value);
+        sum += *value;
+    }
+    let reciprocal = 1.0 / sum;
+    for value in row {
         *value *= reciprocal;
     }
 }

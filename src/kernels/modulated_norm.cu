@@ -1,9 +1,9 @@
 // y (N T, D) = norm(x) (1 + scale) + shift, mean and variance over D; shift and scale have a row for each image, `stride`
 // values apart, or one row for all (stride 0).
 //
-// Sixteen threads share a token and add by the lanes of the twin, in two passes; the first of them adds up the lanes.
+// Sixteen threads share a token and add by the lanes of the twin, in two passes; the first of them adds up the lanes, by halves.
 // Grid: (tokens of all images / 8, 1).
-// Twin: `kernels::modulated_norm` (normalize.rs), `sum` of slices.rs.
+// Twin: `kernels::modulated_norm` (normalize.rs), `sum` and `fold_lanes` of slices.rs.
 #include "lanes.cuh"
 
 constexpr float NORM_EPS = 1e-6f;
@@ -20,14 +20,19 @@ DEVICE float sum_of_lane(const float* x, unsigned count, unsigned lane, Term ter
 
 template <class Term>
 DEVICE float sum_of_lanes(const float* lanes, const float* x, unsigned count, Term term) {
-    float sum = 0.0f, rest = 0.0f;
+    float sums[LANES], rest = 0.0f;
     for (unsigned lane = 0; lane < LANES; ++lane) {
-        sum += lanes[lane];
+        sums[lane] = lanes[lane];
+    }
+    for (unsigned half = LANES / 2; half > 0; half /= 2) {
+        for (unsigned lane = 0; lane < half; ++lane) {
+            sums[lane] += sums[lane + half];
+        }
     }
     for (unsigned i = count / LANES * LANES; i < count; ++i) {
         rest += term(x[i]);
     }
-    return sum + rest;
+    return sums[0] + rest;
 }
 
 KERNEL modulated_norm(const float* x, const float* shift, const float* scale, float* y, unsigned rows, unsigned tokens,

@@ -2,7 +2,7 @@
 //! constants in place of conditioned ones, that of the ViT.
 
 use super::elementwise::fold_rows;
-use super::slices::{LANES, sum, tensor, values, with_values};
+use super::slices::{LANES, sum, sum_of_lanes, tensor, values, with_values};
 use super::vectorized;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -139,7 +139,7 @@ fn backward_token(dx: &mut [f32], dshift: &mut [f32], dscale: &mut [f32], x: &[f
         add(x, g, scale);
     }
     add(x_rest, g_rest, scale_rest);
-    let (mean_gradient, mean_projection) = (gradients.iter().sum::<f32>() / count, projections.iter().sum::<f32>() / count);
+    let (mean_gradient, mean_projection) = (sum_of_lanes(gradients) / count, sum_of_lanes(projections) / count);
     let places = dx.iter_mut().zip(dshift).zip(dscale);
     for ((((dx, dshift), dscale), (&x, &g)), &scale) in places.zip(x.iter().zip(g)).zip(scale) {
         let normal = (x - mean) * reciprocal;

@@ -6,6 +6,7 @@
 //! the width of the processor's vectors nor on the rows and columns beside it.
 
 use super::matmul::Matrix;
+use super::vectorized::{load, store};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Columns of a panel: two of the widest vectors.
@@ -140,32 +141,16 @@ impl Product<'_> {
 /// The first two vectors of `values`, which may be shorter: zeros follow.
 #[inline(always)]
 pub fn load_pair<S: Simd>(simd: S, values: &[f32]) -> [S::f32s; 2] {
-    match values.get(..2 * S::F32_LANES) {
-        Some(whole) => {
-            let (vectors, _) = S::as_simd_f32s(whole);
-            [vectors[0], vectors[1]]
-        }
-        None => {
-            let (first, second) = values.split_at(values.len().min(S::F32_LANES));
-            [simd.partial_load_f32s(first), simd.partial_load_f32s(second)]
-        }
-    }
+    let (first, second) = values.split_at(values.len().min(S::F32_LANES));
+    [load(simd, first), load(simd, second)]
 }
 
 /// Writes the two vectors to the start of `values`, as far as it goes.
 #[inline(always)]
 pub fn store_pair<S: Simd>(simd: S, values: &mut [f32], pair: [S::f32s; 2]) {
-    match values.get_mut(..2 * S::F32_LANES) {
-        Some(whole) => {
-            let (vectors, _) = S::as_mut_simd_f32s(whole);
-            [vectors[0], vectors[1]] = pair;
-        }
-        None => {
-            let (first, second) = values.split_at_mut(values.len().min(S::F32_LANES));
-            simd.partial_store_f32s(first, pair[0]);
-            simd.partial_store_f32s(second, pair[1]);
-        }
-    }
+    let (first, second) = values.split_at_mut(values.len().min(S::F32_LANES));
+    store(simd, first, pair[0]);
+    store(simd, second, pair[1]);
 }
 
 #[cfg(test)]

@@ -57,18 +57,41 @@ pub fn tensor(values: Vec<f32>, shape: &Shape) -> Tensor {
 /// Lanes of a reduction, so that the compiler vectorises it with a fixed order.
 pub const LANES: usize = 16;
 
+/// One value of all lanes, by halves: the order of a vector's reduction, whatever its width.
+///
+/// A function of its own: where the loop before it sees the halves, the compiler makes its vectors as short as they are.
+#[inline(never)]
+pub fn fold_lanes(lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32 + Copy) -> f32 {
+    #[inline(always)]
+    fn halved<const N: usize, const HALF: usize>(lanes: [f32; N], of: impl Fn(f32, f32) -> f32) -> [f32; HALF] {
+        let mut half = [0f32; HALF];
+        for i in 0..HALF {
+            half[i] = of(lanes[i], lanes[i + HALF]);
+        }
+        half
+    }
+    let eight: [f32; 8] = halved(lanes, of);
+    let [a, b, c, d] = halved(eight, of);
+    of(of(a, c), of(b, d))
+}
+
+/// The sum of all lanes.
+#[inline(always)]
+pub fn sum_of_lanes(lanes: [f32; LANES]) -> f32 {
+    fold_lanes(lanes, |a, b| a + b)
+}
+
 /// Sum over lanes, in a fixed order.
 #[inline(always)]
 pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = values.as_chunks::<LANES>();
     let mut lanes = [0f32; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks.remainder();
     for chunk in chunks {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane += term(value);
+        for i in 0..LANES {
+            lanes[i] += term(chunk[i]);
         }
     }
-    lanes.iter().sum::<f32>() + rest.iter().map(|&value| term(value)).sum::<f32>()
+    sum_of_lanes(lanes) + rest.iter().map(|&value| term(value)).sum::<f32>()
 }
 
 /// The largest of values that are numbers.
@@ -82,20 +105,20 @@ pub fn maximum(values: &[f32]) -> f32 {
             lanes[i] = larger(lanes[i], chunk[i]);
         }
     }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
+    rest.iter().copied().fold(fold_lanes(lanes, larger), larger)
 }
 
 /// Sum of products over lanes, in a fixed order.
-#[inline]
+#[inline(always)]
 pub fn dot(left: &[f32], right: &[f32]) -> f32 {
+    let ((l, l_rest), (r, r_rest)) = (left.as_chunks::<LANES>(), right.as_chunks::<LANES>());
     let mut lanes = [0f32; LANES];
-    let split = left.len() / LANES * LANES;
-    for (l, r) in left[..split].chunks_exact(LANES).zip(right[..split].chunks_exact(LANES)) {
-        for (lane, (&l, &r)) in lanes.iter_mut().zip(l.iter().zip(r)) {
-            *lane = l.mul_add(r, *lane);
+    for (l, r) in l.iter().zip(r) {
+        for i in 0..LANES {
+            lanes[i] = l[i].mul_add(r[i], lanes[i]);
         }
     }
-    lanes.iter().sum::<f32>() + left[split..].iter().zip(&right[split..]).map(|(&l, &r)| l * r).sum::<f32>()
+    sum_of_lanes(lanes) + l_rest.iter().zip(r_rest).map(|(&l, &r)| l * r).sum::<f32>()
 }
 
 /// Adds `term` into `total`, element by element.
