@@ -26,7 +26,7 @@ use undrift::bundle::{Bundle, Statistics};
 use undrift::config::Config;
 use undrift::frame::WeightsVersion;
 use undrift::guard::canary::Canary;
-use undrift::learner::{AdaptConfig, Adapter, GateConfig, source_state};
+use undrift::learner::{AdaptConfig, Adapter, GateConfig, Judgement, source_state};
 use undrift::model::{ClassifierConfig, Dit, DitConfig, ImageShape, TrunkConfig, Vit, VitConfig};
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Outcome, WindowFrame};
@@ -323,6 +323,7 @@ fn page(curves: &[Curve]) -> String {
 struct Desk {
     adapter: Adapter,
     window: Vec<WindowFrame>,
+    judgement: Judgement,
     judge: Vec<f64>,
     learn: Vec<f64>,
 }
@@ -332,14 +333,14 @@ impl Desk {
         let bundle = sizes.bundle();
         let learner = source_state(&bundle.classifier, WeightsVersion(0));
         let adapter = Adapter::new(&bundle, &sizes.adapt, learner).expect("an adapter");
-        Self { adapter, window: sizes.window(), judge: Vec::new(), learn: Vec::new() }
+        Self { adapter, window: sizes.window(), judgement: Judgement::default(), judge: Vec::new(), learn: Vec::new() }
     }
 
     fn work(&mut self) {
         let started = Instant::now();
-        let verdicts = self.adapter.judge(&self.window).expect("verdicts");
+        self.adapter.judge_into(&mut self.judgement, &self.window);
         let judged = Instant::now();
-        let outcome = self.adapter.learn(&self.window, &verdicts).expect("a step");
+        let outcome = self.adapter.learn(&self.window, &self.judgement.verdicts).expect("a step");
         self.learn.push(judged.elapsed().as_secs_f64());
         self.judge.push((judged - started).as_secs_f64());
         assert!(matches!(outcome, Outcome::Learned(_)), "every window is learned from: {outcome:?}");

@@ -13,7 +13,7 @@ use undrift::config::Config;
 use undrift::diffusion::{Schedule, Timestep, stretch};
 use undrift::frame::WeightsVersion;
 use undrift::kernels::{self, AttentionWorkspace, Finish, Matrix, Panels};
-use undrift::learner::{AdaptConfig, Adapter, FrozenClassifier, GateConfig, source_state};
+use undrift::learner::{AdaptConfig, Adapter, FrozenClassifier, GateConfig, Judgement, source_state};
 use undrift::model::DitConfig;
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Outcome, WindowFrame};
@@ -162,9 +162,10 @@ fn classifier(criterion: &mut Criterion) {
 fn judge(criterion: &mut Criterion) {
     let (bundle, adapt) = shipped();
     let (adapter, window) = (adapter(&bundle, &adapt), window(&bundle, adapt.window));
+    let mut judgement = Judgement::default();
     let mut group = criterion.benchmark_group("judge");
-    group.bench_function("a frame", |bencher| bencher.iter(|| adapter.judge(&window[..1]).expect("verdicts")));
-    group.bench_function("a window", |bencher| bencher.iter(|| adapter.judge(&window).expect("verdicts")));
+    group.bench_function("a frame", |bencher| bencher.iter(|| adapter.judge_into(&mut judgement, &window[..1])));
+    group.bench_function("a window", |bencher| bencher.iter(|| adapter.judge_into(&mut judgement, &window)));
 }
 
 fn learn(criterion: &mut Criterion) {
@@ -173,9 +174,10 @@ fn learn(criterion: &mut Criterion) {
     let gate = GateConfig { margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, consistency: 0.0, ..adapt.gate };
     let adapt = AdaptConfig { gate, ..adapt };
     let (mut adapter, window) = (adapter(&bundle, &adapt), window(&bundle, adapt.window));
-    let verdicts = adapter.judge(&window).expect("verdicts");
+    let mut judgement = Judgement::default();
+    adapter.judge_into(&mut judgement, &window);
     let mut learn = || {
-        let outcome = adapter.learn(&window, &verdicts).expect("a step");
+        let outcome = adapter.learn(&window, &judgement.verdicts).expect("a step");
         assert!(matches!(outcome, Outcome::Learned(_)), "the gate is open: {outcome:?}");
     };
     criterion.benchmark_group("learn").bench_function("a window", |bencher| bencher.iter(&mut learn));

@@ -1,7 +1,7 @@
 //! A bundle: the weights of both models, the labels, and what the source model does on clean images.
 
 use crate::guard::canary::Canary;
-use crate::model::{ClassifierConfig, DitConfig, ParameterError, Tensors};
+use crate::model::{ClassifierConfig, DitConfig, Tensors};
 use serde::{Deserialize, Serialize};
 
 /// Mean and spread of one quantity on clean images.
@@ -52,17 +52,4 @@ pub struct Bundle {
     pub labels: Vec<String>,
     pub statistics: Statistics,
     pub canary: Canary,
-}
-
-/// A bundle whose parts do not fit.
-#[derive(Debug, thiserror::Error)]
-pub enum BundleError {
-    #[error("classifier weights: {0}")]
-    Classifier(ParameterError),
-    #[error("diffusion weights: {0}")]
-    Diffusion(ParameterError),
-    #[error("the classifier takes {classifier:?}, the diffusion model {diffusion:?}: they must see the same images")]
-    Images { classifier: crate::model::ImageShape, diffusion: crate::model::ImageShape },
-    #[error("{labels} labels for {classes} classes")]
-    Labels { labels: usize, classes: usize },
 }

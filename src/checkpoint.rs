@@ -24,6 +24,9 @@ pub const FORMAT_VERSION: u32 = 4;
 /// Length of what precedes the header.
 pub const PREFIX_BYTES: usize = 56;
 
+/// Name of the bundle among the fingerprints.
+pub const BUNDLE_FINGERPRINT: &str = "bundle";
+
 /// Largest header: room for thousands of tensors and remembered labels.
 const HEADER_BYTES_MAX: u32 = 1 << 24;
 
@@ -49,6 +52,11 @@ impl Meta {
         names.retain(|&name| self.fingerprints.get(name) != expected.get(name));
         names
     }
+
+    /// Whether the weights are those of the bundle that `expected` is of: others may fit it, and are another model's.
+    pub fn is_of_bundle(&self, expected: &BTreeMap<String, String>) -> bool {
+        self.fingerprints.get(BUNDLE_FINGERPRINT) == expected.get(BUNDLE_FINGERPRINT)
+    }
 }
 
 /// All of a checkpoint but its tensors.
@@ -69,6 +77,14 @@ impl Header {
     pub fn of(bytes: &[u8]) -> Result<Self, CheckpointError> {
         let prefix = Prefix::parse(bytes, bytes.len() as u64)?;
         prefix.header(&bytes[PREFIX_BYTES..][..prefix.header_bytes()])
+    }
+
+    /// Whether what the learner goes on from has the same weights.
+    pub fn has_learner_of(&self, other: &Self) -> bool {
+        let learner = |header: &Self| -> Vec<[u8; 32]> {
+            header.tensors.iter().filter(|(name, _)| name.starts_with("learner/")).map(|(_, &hash)| hash).collect()
+        };
+        learner(self) == learner(other)
     }
 
     /// Hash of name, shape and values of each tensor, by name.

@@ -13,6 +13,7 @@ use crate::decode;
 use crate::learner::AdaptConfig;
 use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, ShapeError, TrunkConfig, VitConfig};
 use crate::noise::NoiseSecret;
+use crate::wire::{Format, PREFIX_ACCEPTED, Subjects, is_token};
 use async_nats::ServerAddr;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::collections::BTreeMap;
@@ -22,6 +23,11 @@ use std::time::Duration;
 
 /// Variable that holds the noise key, where no key file is configured: 64 hex digits.
 pub const NOISE_KEY_VARIABLE: &str = "UNDRIFT_NOISE_KEY";
+
+/// The variables of this process that are text: only they can set a key.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
 
 /// Everything that is configured; each module gets its own part.
 pub struct Config {
@@ -278,9 +284,7 @@ pub struct NatsConfig {
 
 impl NatsConfig {
     fn check(self, settings: &Settings, limits: &LimitsConfig) -> Result<Self, ConfigError> {
-        if self.prefix.len() > 128 || !self.prefix.split('.').all(is_token) {
-            return Err(settings.invalid("nats.prefix", "must be tokens of [A-Za-z0-9_-] with dots between them, at most 128 characters"));
-        }
+        Subjects::new(&self.prefix).map_err(|_| settings.invalid("nats.prefix", PREFIX_ACCEPTED))?;
         if self.name.len() > 64 || !is_token(&self.name) {
             return Err(settings.invalid("nats.name", "must be 1 to 64 characters of [A-Za-z0-9_-]"));
         }
@@ -288,8 +292,7 @@ impl NatsConfig {
         // A queue that cannot hold one frame of the largest legal size would drop it whatever else happens.
         settings.check_range("nats.queue_bytes_max", self.queue_bytes_max, limits.payload_bytes_max..=1 << 36)?;
         settings.check_range("nats.reconnect_delay_max_ms", self.reconnect_delay_max.as_millis(), 10..=600_000)?;
-        let in_the_clear = self.urls.iter().find(|url| !url.tls_required() && !is_loopback(url.host()));
-        if let Some(url) = in_the_clear.filter(|_| self.ca_file.is_none() && !self.allow_plaintext) {
+        if let Some(url) = in_the_clear(&self.urls).filter(|_| self.ca_file.is_none() && !self.allow_plaintext) {
             let advice = "would carry frames and answers in the clear: write tls://, or set nats.ca_file, or nats.allow_plaintext = true";
             return Err(settings.invalid("nats.urls", format_args!("{}: {advice}", url.host())));
         }
@@ -301,14 +304,14 @@ impl NatsConfig {
     }
 }
 
+/// The first address of another machine that TLS is not asked for on.
+pub fn in_the_clear(urls: &[ServerAddr]) -> Option<&ServerAddr> {
+    urls.iter().find(|url| !url.tls_required() && !is_loopback(url.host()))
+}
+
 fn is_loopback(host: &str) -> bool {
     let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     is_address || host == "localhost"
-}
-
-/// Whether `text` can stand between two dots of a subject, without wildcards or the broker's own `$`.
-fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
 fn server_addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ServerAddr>, D::Error> {
@@ -332,19 +335,11 @@ fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, 
     u64::deserialize(deserializer).map(Duration::from_millis)
 }
 
-/// How predictions are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OutputFormat {
-    Msgpack,
-    Json,
-}
-
 /// What a prediction holds.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputConfig {
-    pub format: OutputFormat,
+    pub format: Format,
     /// Most probable classes that a prediction lists; with fewer classes, all.
     pub top_k: usize,
 }

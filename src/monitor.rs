@@ -38,7 +38,7 @@ pub struct Monitor {
     state: MonitorState,
     /// (adapted label, source label) by camera and frame, for labels that come later.
     answered: HashMap<(String, String), (ClassIndex, ClassIndex)>,
-    /// Keys of `answered`, oldest first.
+    /// Keys that came into `answered`, oldest first; those of matched labels too.
     order: VecDeque<(String, String)>,
     drift: DriftState,
     is_collapsed: bool,
@@ -61,7 +61,7 @@ impl Monitor {
     pub fn answered(&mut self, answered: &Answered) -> Vec<Observation> {
         let mut seen = Vec::new();
         match answered.truth {
-            Some(truth) => seen.push(self.hit(answered.label == truth, answered.source_label == truth)),
+            Some(truth) => self.hit(answered.label == truth, answered.source_label == truth),
             None => self.remember(answered),
         }
         seen.extend(self.watch_drift(answered.source_entropy));
@@ -70,15 +70,14 @@ impl Monitor {
     }
 
     /// Matches a label that came later.
-    pub fn labelled(&mut self, camera: String, frame_id: String, truth: ClassIndex) -> Vec<Observation> {
+    pub fn labelled(&mut self, camera: String, frame_id: String, truth: ClassIndex) -> Observation {
         let key = (camera, frame_id);
         match self.answered.remove(&key) {
             Some((label, source_label)) => {
-                self.order.retain(|answered| *answered != key);
-                let (adapted_hit, source_hit) = (label == truth, source_label == truth);
-                vec![Observation::Labelled { adapted_hit, source_hit }, self.hit(adapted_hit, source_hit)]
+                self.hit(label == truth, source_label == truth);
+                Observation::Labelled
             }
-            None => vec![Observation::LabelUnmatched],
+            None => Observation::LabelUnmatched,
         }
     }
 
@@ -95,6 +94,10 @@ impl Monitor {
         (self.drift, self.drift_score())
     }
 
+    pub fn is_collapsed(&self) -> bool {
+        self.is_collapsed
+    }
+
     /// Entropy of the mean prediction over its maximum, 0..=1.
     pub fn diversity(&self) -> f64 {
         let even = 1.0 / self.classes as f64;
@@ -103,13 +106,11 @@ impl Monitor {
         crate::learner::objective::entropy(&shares) / (self.classes as f64).ln()
     }
 
-    fn hit(&mut self, adapted: bool, source: bool) -> Observation {
+    fn hit(&mut self, adapted: bool, source: bool) {
         self.state.hits.push_back((adapted, source));
         if self.state.hits.len() > ACCURACY_FRAMES {
             self.state.hits.pop_front();
         }
-        let (adapted, source) = self.accuracy().expect("a hit was just added");
-        Observation::Accuracy { adapted, source }
     }
 
     fn remember(&mut self, answered: &Answered) {
@@ -192,11 +193,10 @@ mod tests {
     fn a_label_that_comes_later_counts_once_and_an_unknown_one_is_said_so() {
         let mut monitor = monitor();
         monitor.answered(&answer("a", 3, 0.4, None));
-        assert_eq!(monitor.labelled("other".to_owned(), "a".to_owned(), ClassIndex(3)), [Observation::LabelUnmatched]);
-        let seen = monitor.labelled("cam".to_owned(), "a".to_owned(), ClassIndex(3));
-        assert_eq!(seen[0], Observation::Labelled { adapted_hit: true, source_hit: false });
-        assert_eq!(seen[1], Observation::Accuracy { adapted: 1.0, source: 0.0 });
-        assert_eq!(monitor.labelled("cam".to_owned(), "a".to_owned(), ClassIndex(3)), [Observation::LabelUnmatched]);
+        assert_eq!(monitor.labelled("other".to_owned(), "a".to_owned(), ClassIndex(3)), Observation::LabelUnmatched);
+        assert_eq!(monitor.labelled("cam".to_owned(), "a".to_owned(), ClassIndex(3)), Observation::Labelled);
+        assert_eq!(monitor.accuracy(), Some((1.0, 0.0)));
+        assert_eq!(monitor.labelled("cam".to_owned(), "a".to_owned(), ClassIndex(3)), Observation::LabelUnmatched);
     }
 
     #[test]

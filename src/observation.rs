@@ -84,28 +84,16 @@ pub enum DriftState {
 /// One thing that the core saw or did.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observation {
-    /// A frame was answered; `truth` travelled with it.
     Answered {
         camera: String,
         label: ClassIndex,
-        source_label: ClassIndex,
         confidence: f32,
         entropy: f32,
-        truth: Option<ClassIndex>,
-        domain: Option<String>,
     },
     /// A label came later and was matched with an answered frame.
-    Labelled {
-        adapted_hit: bool,
-        source_hit: bool,
-    },
+    Labelled,
     /// A label whose frame is not, or no longer, known.
     LabelUnmatched,
-    /// Prequential accuracies over the last labelled frames, 0..=1.
-    Accuracy {
-        adapted: f64,
-        source: f64,
-    },
     WindowAdapted {
         version: WeightsVersion,
         report: WindowReport,
@@ -135,8 +123,6 @@ pub enum Observation {
     WeightsReset,
     /// Frames of a window that the guard kept out.
     Withheld(Withheld),
-    /// The guard looked at the canary.
-    Canary(CanaryReport),
     /// The guard took back what was learned, and learning stops; `version` holds the last weights that did no harm.
     Frozen {
         version: WeightsVersion,

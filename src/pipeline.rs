@@ -121,11 +121,17 @@ impl Pipeline {
         match event {
             Event::Frame { frame, is_overloaded } => self.frame(*frame, is_overloaded, &mut effects)?,
             Event::Adapted(adapted) => self.adapted(*adapted, &mut effects)?,
-            Event::Label { camera, frame_id, label } => observe(self.monitor.labelled(camera, frame_id, label), &mut effects),
+            Event::Label { camera, frame_id, label } => {
+                effects.push(Effect::Observe(self.monitor.labelled(camera, frame_id, label)));
+            }
             Event::Decided(decision) => {
                 assert!(self.is_settled(), "a decision while windows are being learned from");
                 self.decide(decision, &mut effects)?;
             }
+        }
+        // What was decided after this frame waits for the adapter, and not for a next frame, which may never come.
+        if self.awaited.is_empty() {
+            self.catch_up(FrameSeq(self.current.sequence.0 + 1), &mut effects)?;
         }
         Ok(effects)
     }
@@ -215,6 +221,7 @@ impl Pipeline {
             decision: self.current.control.generation,
             frozen: self.is_frozen(),
             canary_harm: self.current.learner.guard.evidence.harm,
+            canary_evidence: self.current.learner.guard.evidence.value(),
             weights_version: self.current.serving.version.0,
             sequence: self.current.sequence.0,
             frames: self.current.frames,
@@ -223,6 +230,7 @@ impl Pipeline {
             estimated_accuracy: report.map(|report| report.estimated_accuracy),
             drift,
             drift_score,
+            collapsed: self.monitor.is_collapsed(),
             diversity: self.monitor.diversity(),
             reliability: report.map(|report| report.reliability),
             weights_distance: report.map(|report| report.weights_distance),
@@ -272,14 +280,14 @@ impl Pipeline {
 
     fn answer(&mut self, taken: &Taken, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         let Taken { frame, studied, .. } = taken;
-        let logits = match self.is_source_serving {
-            true => mean_logits(&studied.source_logits),
-            false => mean_logits(&self.serving.logits(&studied.views)?),
+        let logits: Vec<f64> = match self.is_source_serving {
+            true => mean_logits(&studied.source_logits).collect(),
+            false => mean_logits(&self.serving.logits(&studied.views)?).collect(),
         };
         let probabilities = match (&studied.verdict, &self.judge) {
             (Some(verdict), Some(judge)) => {
                 let scale = self.config.answer_weight(self.current.serving.is_judge_heard) * judge.likelihood_scale();
-                posterior(&logits, &verdict.terms.errors(), 1.0, scale)
+                posterior(logits.into_iter(), &verdict.errors, 1.0, scale).collect()
             }
             _ => softmax(&logits),
         };
@@ -289,21 +297,18 @@ impl Pipeline {
             frame_id: &frame.frame_id,
             label: prediction.label,
             source_label: prediction.source_label,
-            source_entropy: entropy(&softmax(&studied.source_logits[0])),
+            source_entropy: entropy(softmax(&studied.source_logits[0])),
             truth: frame.label,
         };
         let seen = self.monitor.answered(&answered);
         effects.push(Effect::Observe(Observation::Answered {
             camera: frame.camera.clone(),
             label: prediction.label,
-            source_label: prediction.source_label,
             confidence: prediction.confidence,
             entropy: prediction.entropy,
-            truth: frame.label,
-            domain: frame.domain.clone(),
         }));
         effects.push(Effect::Answer(Box::new(prediction)));
-        observe(seen, effects);
+        effects.extend(seen.into_iter().map(Effect::Observe));
         Ok(())
     }
 
@@ -396,7 +401,6 @@ impl Pipeline {
         if adapted.withheld != Withheld::default() {
             effects.push(Effect::Observe(Observation::Withheld(adapted.withheld)));
         }
-        effects.extend(adapted.canary.map(|canary| Effect::Observe(Observation::Canary(canary))));
         let observation = match &adapted.outcome {
             Outcome::Learned(report) => {
                 self.tally.windows_adapted += 1;
@@ -547,8 +551,4 @@ fn chain(previous: &[u8; 32], sequence: FrameSeq, mark: FrameMark) -> [u8; 32] {
     // The same picture under an old number is another frame.
     hasher.update(&mark.broker_time_ns.unwrap_or(-1).to_le_bytes());
     *hasher.finalize().as_bytes()
-}
-
-fn observe(observations: Vec<Observation>, effects: &mut Vec<Effect>) {
-    effects.extend(observations.into_iter().map(Effect::Observe));
 }

@@ -17,24 +17,49 @@
 //! Invariant: the ruling depends on the evidence, the configuration and [`PolicyState`] alone, so a replay takes the same
 //! one.
 
-use crate::bundle::Statistics;
+use crate::bundle::{Calibration, Statistics};
 use crate::learner::objective::{argmax, entropy, mean_logits, posterior};
 use crate::learner::{AdaptConfig, AnswerBy, Verdict};
 use crate::state::PolicyState;
+use arrayvec::ArrayString;
+use std::fmt::{Display, Write};
 
-/// What is known of a window; rows are frames.
+/// What is known of a window.
+#[derive(Clone, Copy)]
 pub struct Evidence<'a> {
-    /// Of the classifier that learns, by view (V, K).
-    pub logits: &'a [Vec<Vec<f64>>],
+    /// Of the classifier that learns: a row of K for each view, those of a frame one after the other.
+    pub logits: &'a [Vec<f64>],
     /// Of the source classifier.
-    pub source_logits: &'a [Vec<Vec<f64>>],
+    pub source_logits: &'a [Vec<f64>],
+    /// One for each frame.
     pub verdicts: &'a [Verdict],
     /// Turns an error per element into minus a log-likelihood.
     pub likelihood_scale: f64,
 }
 
+impl Evidence<'_> {
+    /// V
+    pub fn views(&self) -> usize {
+        self.logits.len() / self.verdicts.len()
+    }
+
+    /// Mean of the logits of frame `n` over its views, (K).
+    pub fn mean_logits(&self, n: usize) -> impl Iterator<Item = f64> + Clone {
+        mean_logits(self.of_frame(self.logits, n))
+    }
+
+    /// The same of the source classifier.
+    fn mean_source_logits(&self, n: usize) -> impl Iterator<Item = f64> + Clone {
+        mean_logits(self.of_frame(self.source_logits, n))
+    }
+
+    fn of_frame<'a>(&self, rows: &'a [Vec<f64>], n: usize) -> &'a [Vec<f64>] {
+        &rows[n * self.views()..][..self.views()]
+    }
+}
+
 /// What a frame teaches.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lesson {
     /// The posterior over classes (K).
     pub target: Vec<f64>,
@@ -43,9 +68,10 @@ pub struct Lesson {
 }
 
 /// What to do with a window.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Learn(Vec<Lesson>),
+    /// What each frame teaches is said by [`teach`].
+    Learn,
     /// The judge does not know better than the source, or names fewer classes: back towards the source.
     Abstain,
     /// The source agrees better with the judge than the classifier that has learned: what was learned does not fit here.
@@ -53,7 +79,7 @@ pub enum Decision {
 }
 
 /// The decision, and what it rests on.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ruling {
     pub decision: Decision,
     /// Share of frames whose draws name different classes, in this window.
@@ -71,36 +97,35 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     let mean = |of_frame: &dyn Fn(usize) -> f64| (0..frames).map(of_frame).sum::<f64>() / frames as f64;
     let agreement = |answer: &dyn Fn(usize) -> usize| mean(&|n| evidence.verdicts[n].share_naming(answer(n)));
     let draws = update(state, "draw_agreement", mean(&|n| evidence.verdicts[n].draw_agreement()), pace);
-    let views = evidence.source_logits.first().map_or(0, Vec::len);
-    let mut of_views = |name: &str, logits: &[Vec<Vec<f64>>]| -> Vec<f64> {
-        (0..views).map(|v| update(state, &format!("{name} view {v}"), agreement(&|n| argmax(&logits[n][v])), pace)).collect()
+    let mut best_view = |name: &str, rows: &[Vec<f64>]| {
+        let answer = |n: usize, view: usize| argmax(&evidence.of_frame(rows, n)[view]);
+        let of_view = |view| update(state, format_args!("{name} view {view}"), agreement(&|n| answer(n, view)), pace);
+        (0..evidence.views()).map(of_view).fold(0.0, f64::max)
     };
-    let source_views = of_views("source_agreement", evidence.source_logits);
-    let adapted_views = of_views("adapted_agreement", evidence.logits);
-    let mut of_mean = |name: &str, logits: &[Vec<Vec<f64>>]| update(state, name, agreement(&|n| argmax(&mean_logits(&logits[n]))), pace);
-    let source = of_mean("source_agreement", evidence.source_logits);
-    let adapted = of_mean("adapted_agreement", evidence.logits);
-    let classes = evidence.source_logits.first().map_or(1, |views| views[0].len());
+    let source_best = best_view("source_agreement", evidence.source_logits);
+    let adapted_best = best_view("adapted_agreement", evidence.logits);
+    let source = update(state, "source_agreement", agreement(&|n| argmax(evidence.mean_source_logits(n))), pace);
+    let adapted = update(state, "adapted_agreement", agreement(&|n| argmax(evidence.mean_logits(n))), pace);
+    let classes = evidence.source_logits.first().map_or(1, Vec::len);
     let mut diversity = |name: &str, share: &dyn Fn(usize, usize) -> f64| {
-        let shares: Vec<f64> = (0..classes).map(|k| update(state, &format!("{name} class {k}"), mean(&|n| share(n, k)), pace)).collect();
-        entropy(&shares) / (classes as f64).ln()
+        let shares = (0..classes).map(|k| update(state, format_args!("{name} class {k}"), mean(&|n| share(n, k)), pace));
+        entropy(shares) / (classes as f64).ln()
     };
     let judge_diversity = diversity("judge", &|n, k| evidence.verdicts[n].share_naming(k));
-    let source_diversity = diversity("source", &|n, k| f64::from(u8::from(argmax(&evidence.source_logits[n][0]) == k)));
+    let source_diversity = diversity("source", &|n, k| f64::from(u8::from(argmax(&evidence.of_frame(evidence.source_logits, n)[0]) == k)));
     let judge_accuracy = statistics.judge_accuracy * (draws / statistics.draw_agreement).sqrt();
-    let best = |views: &[f64]| views.iter().copied().fold(0.0, f64::max);
-    let source_accuracy = (best(&source_views) / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
+    let source_accuracy = (source_best / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
     let confidence = mean(&|n| confidence(evidence, config, statistics, state.is_judge_heard, n));
     let estimated_accuracy = update(state, "estimated_accuracy", confidence, pace);
     let is_diverse = judge_diversity >= source_diversity - config.gate.diversity_slack;
-    let is_consistent = best(&source_views).max(best(&adapted_views)) >= config.gate.consistency * draws;
+    let is_consistent = source_best.max(adapted_best) >= config.gate.consistency * draws;
     state.is_judge_heard = is_diverse && is_consistent && judge_accuracy >= source_accuracy + config.gate.margin;
     let decision = if adapted < source - config.gate.tolerance {
         Decision::Retreat
     } else if !state.is_judge_heard {
         Decision::Abstain
     } else {
-        Decision::Learn((0..frames).map(|n| lesson(evidence, config, n)).collect())
+        Decision::Learn
     };
     Ruling {
         decision,
@@ -110,34 +135,45 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     }
 }
 
-fn lesson(evidence: &Evidence, config: &AdaptConfig, n: usize) -> Lesson {
-    let verdict = &evidence.verdicts[n];
+/// Puts what each frame teaches into `lessons`, in the memory that they have.
+pub fn teach(lessons: &mut Vec<Lesson>, evidence: &Evidence, config: &AdaptConfig) {
     let scale = config.judge_weight * evidence.likelihood_scale;
-    let target = posterior(&mean_logits(&evidence.logits[n]), &verdict.terms.errors(), config.prior_weight, scale);
-    let is_confident = target[argmax(&target)] >= config.gate.confidence_min;
-    Lesson { target, weight: if is_confident { 1.0 } else { 0.0 } }
+    lessons.resize_with(evidence.verdicts.len(), Lesson::default);
+    for (n, Lesson { target, weight }) in lessons.iter_mut().enumerate() {
+        target.clear();
+        target.extend(posterior(evidence.mean_logits(n), &evidence.verdicts[n].errors, config.prior_weight, scale));
+        let is_confident = target[argmax(&*target)] >= config.gate.confidence_min;
+        *weight = if is_confident { 1.0 } else { 0.0 };
+    }
 }
 
 /// The probability that frame `n` is answered rightly. The source's logits speak here: those of the classifier that has
 /// learned from the diffusion model would count its word twice.
 fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, is_judge_heard: bool, n: usize) -> f64 {
-    let errors = evidence.verdicts[n].terms.errors();
-    let posterior = |logits: &[f64], prior, weight: f64| posterior(logits, &errors, prior, weight * evidence.likelihood_scale);
-    let logits = mean_logits(&evidence.logits[n]);
+    let (errors, scale) = (&evidence.verdicts[n].errors, evidence.likelihood_scale);
     let answer = match config.answer_by {
-        AnswerBy::Classifier => argmax(&logits),
-        AnswerBy::Posterior => argmax(&posterior(&logits, 1.0, config.answer_weight(is_judge_heard))),
+        AnswerBy::Classifier => argmax(evidence.mean_logits(n)),
+        AnswerBy::Posterior => argmax(posterior(evidence.mean_logits(n), errors, 1.0, config.answer_weight(is_judge_heard) * scale)),
     };
-    let calibration = statistics.calibration;
-    posterior(&mean_logits(&evidence.source_logits[n]), calibration.prior_weight, calibration.judge_weight)[answer]
+    let Calibration { prior_weight, judge_weight } = statistics.calibration;
+    let mut calibrated = posterior(evidence.mean_source_logits(n), errors, prior_weight, judge_weight * scale);
+    calibrated.nth(answer).expect("both classifiers have the same classes")
 }
 
 /// Moves the average `name` towards `value`, by the share `pace` of the way; the first value starts it.
-fn update(state: &mut PolicyState, name: &str, value: f64, pace: f64) -> f64 {
-    let average = state.averages.entry(name.to_owned()).or_insert(value);
+fn update(state: &mut PolicyState, name: impl Display, value: f64, pace: f64) -> f64 {
+    let mut key = ArrayString::<NAME_LENGTH_MAX>::new();
+    write!(key, "{name}").expect("names are short");
+    if !state.averages.contains_key(key.as_str()) {
+        state.averages.insert(key.to_string(), value);
+    }
+    let average = state.averages.get_mut(key.as_str()).expect("it was put there, if it was not");
     *average += (value - *average) * pace;
     *average
 }
+
+/// Bytes of an average's name: the longest words with the largest number.
+const NAME_LENGTH_MAX: usize = "adapted_agreement view ".len() + "18446744073709551615".len();
 
 #[cfg(test)]
 mod tests {
@@ -154,7 +190,8 @@ mod tests {
     /// A verdict whose draws all name `label`.
     fn verdict(label: usize) -> Verdict {
         let cross = (0..CLASSES).map(|k| if k == label { 0.5 } else { 0.0 }).collect();
-        Verdict { terms: GramTerms { gram: vec![0.0; CLASSES * CLASSES], cross }, draw_labels: vec![label; 2] }
+        let terms = GramTerms { gram: vec![0.0; CLASSES * CLASSES], cross };
+        Verdict { errors: terms.errors().collect(), terms, draw_labels: vec![label; 2] }
     }
 
     /// The ruling on one window, by what source, judge and the classifier that learns name on its frames, and the state
@@ -165,16 +202,14 @@ mod tests {
 
     /// The same, by what source and classifier name on each view.
     fn ruled_on_views(source: &[&[usize]], judge: &[usize], adapted: &[&[usize]]) -> (Ruling, PolicyState) {
-        let rows = |views: &[&[usize]]| {
-            let row = |n: usize| views.iter().map(|labels| logits(labels[n])).collect::<Vec<_>>();
-            (0..judge.len()).map(row).collect::<Vec<_>>()
-        };
+        let rows =
+            |views: &[&[usize]]| (0..judge.len()).flat_map(|n| views.iter().map(move |labels| logits(labels[n]))).collect::<Vec<_>>();
         let (source_logits, logits) = (rows(source), rows(adapted));
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
         let evidence = Evidence { logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
         let mut config = tiny::config();
         config.gate = crate::learner::GateConfig { margin: 0.05, diversity_slack: 0.05, tolerance: 0.02, consistency: 0.3, ..config.gate };
-        let calibration = crate::bundle::Calibration { prior_weight: 1.0, judge_weight: 2.0 };
+        let calibration = Calibration { prior_weight: 1.0, judge_weight: 2.0 };
         let statistics = Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, calibration, ..Statistics::default() };
         let mut state = PolicyState::default();
         (rule(&evidence, &config, &statistics, &mut state), state)
@@ -182,6 +217,17 @@ mod tests {
 
     fn ruling(source: &[usize], judge: &[usize], adapted: &[usize]) -> Decision {
         ruled(source, judge, adapted).0.decision
+    }
+
+    #[test]
+    fn averages_have_the_names_that_checkpoints_know_them_by() {
+        let averages = ruled_on_views(&[&[0, 1], &[1, 2]], &[0, 1], &[&[0, 1], &[1, 2]]).1.averages;
+        let of_views = ["adapted_agreement", "adapted_agreement view 0", "adapted_agreement view 1"];
+        let of_source = ["source class 0", "source class 1", "source class 2"];
+        let of_source_views = ["source_agreement", "source_agreement view 0", "source_agreement view 1"];
+        let of_judge = ["draw_agreement", "estimated_accuracy", "judge class 0", "judge class 1", "judge class 2"];
+        let expected = of_views.into_iter().chain(of_judge).chain(of_source).chain(of_source_views);
+        assert_eq!(averages.keys().map(String::as_str).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     }
 
     #[test]
@@ -204,7 +250,7 @@ mod tests {
 
     #[test]
     fn it_learns_where_the_judge_agrees_with_itself_and_not_with_a_source_that_is_no_more_diverse() {
-        assert!(matches!(ruling(&[0, 0, 0, 0, 0, 0], &[0, 1, 2, 0, 1, 2], &[0, 0, 0, 0, 0, 0]), Decision::Learn(_)));
+        assert!(matches!(ruling(&[0, 0, 0, 0, 0, 0], &[0, 1, 2, 0, 1, 2], &[0, 0, 0, 0, 0, 0]), Decision::Learn));
     }
 
     #[test]

@@ -78,11 +78,12 @@ pub(crate) fn excerpt(text: &str) -> String {
 
 /// 1 to 64 of `A-Z a-z 0-9 _ -`: what is safe in a subject, a file name and a metric label.
 pub fn is_camera_id(camera: &str) -> bool {
-    (1..=CAMERA_CHARACTERS_MAX).contains(&camera.len()) && camera.bytes().all(is_token_byte)
+    camera.len() <= CAMERA_CHARACTERS_MAX && is_token(camera)
 }
 
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
+/// Whether `text` can stand between two dots of a subject, without wildcards or the broker's own `$`.
+pub(crate) fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
 /// The class with this index, where the bundle has it.
@@ -318,9 +319,11 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("records have text keys and no foreign types, so that JSON can hold them")
 }
 
+pub(crate) const PREFIX_ACCEPTED: &str = "accepted are tokens of A-Z a-z 0-9 _ - with dots between, up to 128 characters";
+
 /// A prefix that is not one.
 #[derive(Debug, thiserror::Error)]
-#[error("prefix {prefix:?}; accepted are tokens of A-Z a-z 0-9 _ - with dots between, up to 128 characters")]
+#[error("prefix {prefix:?}; {PREFIX_ACCEPTED}")]
 pub struct PrefixError {
     prefix: String,
 }
@@ -335,7 +338,6 @@ impl Subjects {
     /// # Errors
     /// For a prefix that is not a subject, or that could match more than one.
     pub fn new(prefix: &str) -> Result<Self, PrefixError> {
-        let is_token = |token: &str| !token.is_empty() && token.bytes().all(is_token_byte);
         if prefix.len() > PREFIX_CHARACTERS_MAX || !prefix.split('.').all(is_token) {
             return Err(PrefixError { prefix: excerpt(prefix) });
         }
@@ -349,11 +351,6 @@ impl Subjects {
 
     pub fn frames(&self, camera: &str) -> String {
         self.subject("frames", camera)
-    }
-
-    /// The camera of a frames subject: the one token after `frames.`; it is not yet checked.
-    pub fn camera_of_frames<'a>(&self, subject: &'a str) -> Option<&'a str> {
-        self.last_token(subject, "frames")
     }
 
     pub fn all_predictions(&self) -> String {
@@ -372,16 +369,8 @@ impl Subjects {
         self.subject("labels", camera)
     }
 
-    pub fn all_control(&self) -> String {
-        self.subject("control", "*")
-    }
-
     pub fn control(&self, verb: &str) -> String {
         self.subject("control", verb)
-    }
-
-    pub fn verb_of_control<'a>(&self, subject: &'a str) -> Option<&'a str> {
-        self.last_token(subject, "control")
     }
 
     /// A camera that cannot be a token goes to `<prefix>.rejected.invalid`.
@@ -395,11 +384,6 @@ impl Subjects {
 
     fn subject(&self, function: &str, token: &str) -> String {
         format!("{}.{function}.{token}", self.prefix)
-    }
-
-    fn last_token<'a>(&self, subject: &'a str, function: &str) -> Option<&'a str> {
-        let rest = subject.strip_prefix(&self.prefix)?.strip_prefix('.')?.strip_prefix(function)?.strip_prefix('.')?;
-        (!rest.is_empty() && !rest.contains('.')).then_some(rest)
     }
 }
 
@@ -488,14 +472,9 @@ mod tests {
     }
 
     #[test]
-    fn a_camera_is_the_one_token_after_frames() {
+    fn a_camera_that_cannot_be_a_token_is_rejected_as_invalid() {
         let subjects = Subjects::new("undrift.v1").expect("a prefix");
-        assert_eq!(subjects.camera_of_frames(&subjects.frames("cam-1")), Some("cam-1"));
-        assert_eq!(subjects.verb_of_control("undrift.v1.control.adapt"), Some("adapt"));
-        for other in ["undrift.v1.frames", "undrift.v1.frames.", "undrift.v1.frames.a.b", "undrift.v1.labels.a", "undrift.v1xframes.a", ""]
-        {
-            assert_eq!(subjects.camera_of_frames(other), None, "{other:?}");
-        }
+        assert_eq!(subjects.rejected("cam-1"), "undrift.v1.rejected.cam-1");
         assert_eq!(subjects.rejected("a b"), "undrift.v1.rejected.invalid");
     }
 

@@ -2,19 +2,24 @@
 //!
 //! Method: the stream's files are replaced by those of an earlier moment, as a restored backup or a power cut would, and other
 //! frames take the lost ones' numbers; messages are deleted, purged, pushed out by limits; consumers are deleted; streams are made anew.
-//! 72 cases: 45 lost ends, 3 streams made anew, 4 frames that vanished, 4 older stores under a running daemon, 8 losses by rule or by
-//! hand, 3 of answers, 5 deletions under a running daemon. nats-server 2.9 has one less: its streams all begin at 1.
+//! 74 cases: 45 lost ends and one lost twice, 3 streams made anew, 4 frames that vanished, 4 older stores under a running daemon, 9 losses
+//! by rule or by hand, 3 of answers, 5 deletions under a running daemon. nats-server 2.9 has one less: its streams all begin at 1.
 
 mod harness;
 
 use async_nats::jetstream::stream::{Config, State};
 use async_nats::jetstream::{self, consumer};
 use futures_util::StreamExt;
-use harness::{Broker, Daemon, Home, Server, copy_folder, png, servers, until};
+use harness::{Broker, Daemon, Home, Server, control, copy_folder, png, servers, until};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use undrift::frame::FrameSeq;
+use undrift::shell::decision_log::{Action, Decided, DecisionLog};
+use undrift::shell::jetstream::ensure_streams;
+use undrift::shell::replay::Tail;
 use undrift::shell::store;
+use undrift::wire::Subjects;
 
 const FRAMES: &str = "UNDRIFT_V1_FRAMES";
 const PREDICTIONS: &str = "UNDRIFT_V1_PREDICTIONS";
@@ -353,6 +358,48 @@ async fn whatever_the_stream_loses_by_rule_or_by_hand_shows_before_a_frame_is_le
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_loses_its_end_twice_before_a_new_frame_is_gone_on_with_behind_what_it_kept() {
+    // Goal: frames that were learned from are not learned from again, and those that took the lost ones' places are answered once.
+    // Method: an earlier store, a start and an orderly stop; a still earlier store with a new frame, and another start.
+    for server in servers() {
+        let before = Before::new(&server).await;
+        let (first, second) = (before.applied - 2, before.applied - 6);
+        let (home, mut broker) = before.restored(&server, first, true).await;
+        assert_eq!(go_on(&home, &broker, first).await.0, ["stream_truncated"]);
+        broker.kill();
+        copy_folder(&before.dir.path().join(format!("frames-{second}")), &broker.folder_of(FRAMES));
+        broker.resume().await;
+        publish(&broker, Some(100)).await;
+        let (kinds, stored) = go_on(&home, &broker, second + 1).await;
+        assert_eq!(kinds, ["stream_truncated"]);
+        assert_eq!(stored.len(), 2, "{stored:?}");
+        assert!(stored.values().any(|sequences| *sequences == [second + 1]), "{stored:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_is_heard_where_all_that_was_answered_is_gone_from_the_stream() {
+    // Goal: a command waits for the frames of a replay, and not for frames that will never come.
+    // Method: frames were answered, and a switch decided upon, behind the checkpoint; then all frames age out. No other comes.
+    for server in servers() {
+        let before = Before::new(&server).await;
+        let (home, broker) = before.restored(&server, ANSWERED, true).await;
+        let state = home.path().join("state");
+        let newest = store::list(&state).expect("a folder").remove(0).expect("a checkpoint");
+        let incarnation = store::load(&state, newest.generation).expect("a checkpoint").0.incarnation;
+        let off = Decided { number: 1, incarnation, after: FrameSeq(ANSWERED), action: Action::Adapt { enabled: false } };
+        DecisionLog::open(&state).expect("no decisions").append(off).expect("a disk");
+        let context = jetstream::new(broker.client().await);
+        let frames = context.get_stream(FRAMES).await.expect("the stream is there");
+        frames.purge().await.expect("streams can be purged");
+        let daemon = Daemon::start(&home, &broker, &SETS).await;
+        assert_eq!((&daemon.status()["adapt"], &daemon.status()["decision"]), (&"off".into(), &1.into()));
+        let reply = control(&broker.client().await, "adapt", "on").await;
+        assert_eq!((&reply["adapt"], &reply["decision"]), (&"on".into(), &2.into()), "{reply}");
+    }
+}
+
 /// What a broker may forget of the answers.
 #[derive(Clone, Copy, Debug)]
 enum ForgottenAnswers {
@@ -498,6 +545,32 @@ async fn a_daemon_that_slept_while_another_answered_stores_nothing() {
         first.resume();
         assert_eq!(first.exit_code().await, 73);
         assert_eq!(stored(&broker).await.into_values().collect::<Vec<_>>(), [(1..=20).collect::<Vec<_>>()]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_written_to_is_never_read_as_shorter_than_its_newest_message() {
+    // Goal: a daemon whose own predictions are being stored while it looks does not take them for another's.
+    // Method: a writer that never stops, and many looks.
+    for server in servers() {
+        let broker = Broker::start(&server).await;
+        let (client, subjects) = (broker.client().await, Subjects::new("undrift.v1").expect("a prefix"));
+        let context = jetstream::new(broker.client().await);
+        ensure_streams(&context, &subjects).await.expect("streams can be made");
+        let writer = tokio::spawn(async move {
+            loop {
+                client.publish("undrift.v1.predictions.cam1", "a prediction".into()).await.expect("the connection is open");
+            }
+        });
+        let mut last = 0;
+        for look in 0..300 {
+            let tail = Tail::read(&context, &subjects).await.expect("the broker answers");
+            assert!(tail.newest <= tail.last, "look {look}: {} of {}", tail.newest, tail.last);
+            last = tail.last;
+        }
+        println!("{last} messages");
+        assert!(last > 1000, "{last}");
+        writer.abort();
     }
 }
 

@@ -1,5 +1,7 @@
 //! The shipped bundles: they load and are what their hashes say, and the first helps where it says so.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::Command;
 use undrift::config::Config;
@@ -69,4 +71,15 @@ fn on_clean_frames_nothing_is_lost() {
 fn the_same_seed_gives_the_same_answers() {
     let (first, second) = (demo(&["--frames", "320", "--seed", "4"]), demo(&["--frames", "320", "--seed", "4"]));
     assert_eq!(first["domains"], second["domains"]);
+}
+
+#[test]
+fn a_variable_that_is_no_text_ends_no_command() {
+    for command in [&["demo"][..], &["eval", "--stream", "continual"], &["eval", "--stream", "continual", "--poison"]] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_undrift"));
+        program.args(command).args(["--set", "nonsense"]).env("STRANGE", OsStr::from_bytes(b"\xff"));
+        let output = program.output().expect("the program starts");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && text.contains("\"nonsense\" is not of the form"), "{command:?}: {text}");
+    }
 }

@@ -8,10 +8,12 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use support::{meta, state};
 use tempfile::TempDir;
-use undrift::checkpoint::{CheckpointError, FORMAT_VERSION, Meta, decode, encode, state_hash};
+use undrift::checkpoint::{BUNDLE_FINGERPRINT, CheckpointError, FORMAT_VERSION, Meta, decode, encode, state_hash};
 use undrift::config::NoiseConfig;
 use undrift::frame::FrameSeq;
 use undrift::noise::NoiseKey;
+use undrift::pipeline::Decision;
+use undrift::shell::decision_log::{Action, Decided, DecisionLog};
 use undrift::shell::store::{self, Generation, Store, StoreError};
 use undrift::state::DurableState;
 
@@ -312,6 +314,20 @@ fn a_folder_that_everyone_may_write_to_is_refused() {
     let dir = folder();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("a folder of one's own");
     assert!(matches!(Store::open(dir.path(), 3), Err(StoreError::Mode { mode: 0o777, .. })));
+}
+
+#[test]
+fn a_restart_makes_of_a_roll_back_to_another_bundles_weights_a_reset() {
+    let dir = folder();
+    let of_bundle = |hash: &str| [(BUNDLE_FINGERPRINT.to_owned(), hash.to_owned())].into();
+    let written = open(dir.path()).write(&state(32, 1), &Meta { fingerprints: of_bundle("old"), ..meta() }).expect("a writable folder");
+    let mut log = DecisionLog::open(dir.path()).expect("no decisions");
+    let action = Action::RollBack { generation: written.generation };
+    let number = state(32, 1).control.generation + 1;
+    log.append(Decided { number, incarnation: "FRAMES@1".to_owned(), after: FrameSeq(9), action }).expect("a writable folder");
+    let made = |bundle: &str| log.scheduled(&state(32, 1), true, &of_bundle(bundle)).expect("what is pinned").remove(0).decision;
+    assert!(matches!(made("old"), Decision::RollBack(_)));
+    assert!(matches!(made("new"), Decision::Reset));
 }
 
 #[test]

@@ -7,8 +7,11 @@ mod harness;
 use futures_util::StreamExt;
 use harness::{Broker, Daemon, Home, Predictions, control, control_on_terms, headers, jpeg, png, servers, until};
 use serde_json::json;
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
+use undrift::shell::store::{Generation, read_header};
 
 const MODES: [&str; 2] = ["core", "jetstream"];
 
@@ -71,6 +74,7 @@ async fn every_frame_gets_one_prediction_in_order() {
             publish(&client, png(0)).await;
             assert_eq!(predictions.next().await.1.frame_id, "cam1:13");
             assert_eq!(daemon.status()["frames"], 13);
+            assert_eq!(daemon.metric("undrift_publish_retries_total"), 0.0, "all were published for the first time");
             assert_eq!(daemon.metric("undrift_frames_answered_total{camera=\"cam1\"}"), 13.0);
         }
     }
@@ -107,6 +111,58 @@ async fn adaptation_stops_and_goes_on_by_a_plain_request_and_remembers() {
     }
 }
 
+/// Gauges of what a checkpoint holds, but for the time it was written.
+const GAUGES: [&str; 11] = [
+    "undrift_adapt_enabled",
+    "undrift_frozen",
+    "undrift_canary_harm_ratio",
+    "undrift_canary_evidence",
+    "undrift_weights_version",
+    "undrift_accuracy_ratio{model=\"adapted\"}",
+    "undrift_accuracy_ratio{model=\"source\"}",
+    "undrift_drift_score",
+    "undrift_drift_state",
+    "undrift_collapse",
+    "undrift_prediction_diversity_ratio",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_changes_no_gauge_of_what_is_kept() {
+    // Goal: an alert does not resolve itself by a restart, and what is not known is not zero.
+    // Method: the same frame, labelled, and a classifier that hardly moves, until all predictions are of one class; a restart.
+    let sets = ["nats.mode=jetstream", "adapt.answer_by=classifier", "adapt.learning_rate=1e-6"];
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let mut daemon = Daemon::start(&home, &broker, &sets).await;
+        for gauge in [GAUGES[5], GAUGES[6], "undrift_estimated_accuracy_ratio", "undrift_reliability_ratio"] {
+            assert!(daemon.metric(gauge).is_nan(), "{gauge} is not known yet");
+        }
+        assert_eq!(daemon.metric("undrift_canary_evidence"), 1.0);
+        let client = broker.client().await;
+        let frames = Cell::new(0);
+        let collapsed = || async {
+            for _ in 0..32 {
+                let frame = headers(&[("Label", "3")]);
+                client.publish_with_headers("undrift.v1.frames.cam1", frame, png(1).into()).await.expect("the connection is open");
+            }
+            frames.set(frames.get() + 32);
+            (daemon.metric("undrift_collapse") == 1.0).then_some(())
+        };
+        until("predictions are of one class", collapsed).await;
+        until("all are answered", || async { (daemon.status()["frames"] == frames.get()).then_some(()) }).await;
+        assert_eq!(control(&client, "adapt", "off").await["ok"], true);
+        let before = GAUGES.map(|gauge| (gauge, daemon.metric(gauge)));
+        let written = daemon.metric("undrift_checkpoint_last_success_timestamp_seconds");
+        // In order, so that nothing is replayed that could set them.
+        assert_eq!(daemon.stop().await, 0);
+        let daemon = Daemon::start(&home, &broker, &sets).await;
+        assert_eq!(daemon.status()["frames"], frames.get());
+        assert_eq!(GAUGES.map(|gauge| (gauge, daemon.metric(gauge))), before);
+        let restored = daemon.metric("undrift_checkpoint_last_success_timestamp_seconds");
+        assert!(restored >= written - 1.0, "{restored} after {written}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn reset_and_rollback_change_the_weights() {
     // Goal: a reset brings the source weights back, a roll-back earlier ones; both as new versions.
@@ -127,6 +183,71 @@ async fn reset_and_rollback_change_the_weights() {
         assert_eq!(rolled_back["ok"], true, "{rolled_back}");
         assert!(rolled_back["weights_version"].as_u64() > reset["weights_version"].as_u64(), "{reset} {rolled_back}");
         assert_eq!(daemon.metric("undrift_resets_total{reason=\"rollback\"}"), 1.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_rollback_goes_further_back_than_the_one_before() {
+    // Goal: who rolls back twice does not come back to what he fled from.
+    // Method: checkpoints of four windows, each with other weights; roll-backs until none is left, at the border of a window and
+    // within one.
+    for server in servers() {
+        for frames_of_open_window in [0, 1] {
+            let (home, broker) = (Home::new(), Broker::start(&server).await);
+            let daemon = Daemon::start(&home, &broker, &["checkpoint.keep=99"]).await;
+            let client = broker.client().await;
+            let mut predictions = Predictions::of(&client).await;
+            for window in 1..=4 {
+                serve(&client, &mut predictions, 4 * window - 4..4 * window).await;
+                until("the window is learned from", || async { (daemon.status()["windows_adapted"] == window).then_some(()) }).await;
+                // Two of the same weights.
+                for _ in 0..2 {
+                    assert_eq!(control(&client, "checkpoint", "").await["ok"], true);
+                }
+            }
+            serve(&client, &mut predictions, 0..frames_of_open_window).await;
+            let learner = |generation: u64| {
+                let listed = read_header(&home.path().join("state"), Generation(generation)).expect("a checkpoint");
+                let tensors = listed.header.tensors().clone().into_iter();
+                tensors.filter(|(name, _)| name.starts_with("learner/")).collect::<Vec<_>>()
+            };
+            let mut seen = Vec::new();
+            let refused = loop {
+                let reply = control(&client, "rollback", "").await;
+                let Some(generation) = reply["rolled_back_to"].as_u64() else { break reply };
+                assert!(seen.iter().all(|&(later, _)| generation < later), "{reply} after {seen:?}");
+                let weights = learner(generation);
+                assert!(seen.iter().all(|(_, other)| *other != weights), "the same weights again: {reply} after {seen:?}");
+                seen.push((generation, weights));
+            };
+            // Of the four, the newest is left behind; the first state, from before the first frame, is a checkpoint too.
+            assert_eq!((seen.len(), &refused["ok"]), (4, &false.into()), "{refused}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_of_another_bundle_are_not_gone_back_to() {
+    // Goal: a roll-back never serves weights that were learned by another bundle's classifier, though they fit.
+    // Method: adapt, install a retrained classifier of the same shape, and roll back, to what is found and by number.
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let mut daemon = Daemon::start(&home, &broker, &[]).await;
+        let client = broker.client().await;
+        let mut predictions = Predictions::of(&client).await;
+        serve(&client, &mut predictions, 0..32).await;
+        let old = control(&client, "checkpoint", "").await;
+        assert_eq!(daemon.stop().await, 0);
+        home.retrain();
+        let daemon = Daemon::start(&home, &broker, &[]).await;
+        assert_eq!(control(&client, "checkpoint", "").await["ok"], true);
+        for generation in [String::new(), old["generation"].to_string()] {
+            let reply = control(&client, "rollback", &generation).await;
+            assert_eq!(reply["ok"], false, "{generation:?}: {reply}");
+        }
+        let answer = serve(&client, &mut predictions, 32..33).await.remove(0);
+        assert!(!answer.adapted, "by the source weights");
+        assert_eq!(daemon.status()["decision"], 0);
     }
 }
 
@@ -234,6 +355,18 @@ async fn the_daemon_may_start_before_the_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_waits_for_its_broker_has_started() {
+    // Goal: a probe that asks whether it has started does not end a daemon that has, and waits for its broker.
+    // Method: start it where no broker is.
+    for mode in MODES {
+        let (home, port) = (Home::new(), harness::free_port());
+        let daemon = Daemon::spawn(&home, port, &[&format!("nats.mode={mode}")]);
+        until("it has started", || async { daemon.get("/startupz").filter(|(status, _)| *status == 200) }).await;
+        assert_eq!(daemon.get("/readyz"), Some((503, "not connected to NATS\n".to_owned())), "{mode}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_frames_are_rejected_with_a_reason_and_the_next_is_served() {
     // Goal: what cannot be used is reported and counted, and harms nothing.
     // Method: empty, foreign, truncated and oversized payloads, then a good frame.
@@ -282,7 +415,7 @@ async fn labels_that_come_later_make_accuracies() {
         for payload in [label(&answer.frame_id), label("never-seen"), "nonsense".to_owned()] {
             client.publish("undrift.v1.labels.cam1", payload.into()).await.expect("the connection is open");
         }
-        for outcome in ["matched", "unmatched", "rejected"] {
+        for outcome in ["matched", "unmatched", "format"] {
             let series = format!("undrift_labels_received_total{{outcome=\"{outcome}\"}}");
             until(outcome, || async { (daemon.metric(&series) == 1.0).then_some(()) }).await;
         }
@@ -385,6 +518,24 @@ async fn a_stream_made_anew_is_begun_at_its_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_the_status_fills_no_log() {
+    // Goal: what is asked every few seconds is not logged; what changes something is, once.
+    // Method: ask, switch, and read the log.
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let daemon = Daemon::start(&home, &broker, &[]).await;
+        let client = broker.client().await;
+        for _ in 0..10 {
+            assert_eq!(control(&client, "status", "").await["phase"], "running");
+        }
+        assert_eq!(control(&client, "adapt", "off").await["ok"], true);
+        until("the switch is in the log", || async { daemon.log().contains("verb=\"adapt\"").then_some(()) }).await;
+        let log = daemon.log();
+        assert_eq!(log.lines().filter(|line| line.contains("verb=")).count(), 1, "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_services_api_answers() {
     // Goal: `nats micro` finds the daemon.
     // Method: the requests that it sends.
@@ -398,6 +549,37 @@ async fn the_services_api_answers() {
             assert_eq!(reply["name"], "undrift", "{reply}");
         }
     }
+}
+
+/// Runs promtool, which must find nothing.
+fn promtool(arguments: &[&str], input: Option<&Path>) {
+    let mut command = std::process::Command::new("promtool");
+    command.args(arguments);
+    if let Some(path) = input {
+        command.stdin(std::fs::File::open(path).expect("the file was written"));
+    }
+    let output = command.output().expect("promtool is installed");
+    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn alert_rules_and_dashboard_are_what_prometheus_reads() {
+    promtool(&["check", "config", "deploy/prometheus.yml"], None);
+    let dashboard = std::fs::read_to_string("deploy/grafana-dashboard.json").expect("a dashboard");
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).expect("dashboards are JSON");
+    let targets = dashboard["panels"].as_array().into_iter().flatten().flat_map(|panel| panel["targets"].as_array()).flatten();
+    // What Grafana puts in the place of its variables.
+    let expression =
+        |target: &serde_json::Value| target["expr"].as_str().map(|e| e.replace("$instance", ".+").replace("$__rate_interval", "1m"));
+    let rules: Vec<_> =
+        targets.enumerate().map(|(n, target)| json!({ "record": format!("panel:{n}"), "expr": expression(target) })).collect();
+    assert!(rules.len() > 12, "{rules:?}");
+    let home = tempfile::TempDir::new().expect("temporary folders can be made");
+    let file = home.path().join("rules.yml");
+    // JSON is YAML.
+    let groups = json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    std::fs::write(&file, groups.to_string()).expect("the temporary folder takes files");
+    promtool(&["check", "rules", &file.display().to_string()], None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -419,10 +601,7 @@ async fn metrics_are_those_of_the_table_and_lint_clean() {
         assert_eq!(shown, table);
         let file = home.path().join("metrics.txt");
         std::fs::write(&file, &text).expect("the temporary folder takes files");
-        let file = std::fs::File::open(file).expect("the file was written");
-        let promtool =
-            std::process::Command::new("promtool").args(["check", "metrics"]).stdin(file).output().expect("promtool is installed");
-        assert!(promtool.status.success(), "{}{}", String::from_utf8_lossy(&promtool.stdout), String::from_utf8_lossy(&promtool.stderr));
+        promtool(&["check", "metrics"], Some(&file));
     }
 }
 

@@ -23,7 +23,7 @@ const WINDOW: u64 = 4;
 fn bundle() -> Bundle {
     let mut bundle = tiny::bundle(1, ClassConditioning::Readout);
     let source = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier).expect("a classifier");
-    let label = |image: &[f32]| argmax(&mean_logits(&source.logits(image).expect("a pass")));
+    let label = |image: &[f32]| argmax(mean_logits(&source.logits(image).expect("a pass")));
     bundle.canary.labels = bundle.canary.images.chunks_exact(64).map(label).collect();
     bundle
 }

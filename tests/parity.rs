@@ -176,10 +176,10 @@ fn the_judge_s_errors_score_and_posterior_are_the_reference_s() {
         let got = rows.flat_map(|(verdict, logits)| of(verdict, &logits.iter().map(|&z| f64::from(z)).collect::<Vec<_>>()));
         assert_parity(item, &got.collect::<Vec<_>>(), &fixture.values(item));
     };
-    of_verdicts("errors", &|verdict, _| verdict.terms.errors());
+    of_verdicts("errors", &|verdict, _| verdict.errors.clone());
     of_verdicts("score", &|verdict, logits| vec![score(logits, &verdict.terms, 3.0).loss]);
     of_verdicts("score_gradient", &|verdict, logits| score(logits, &verdict.terms, 3.0).logit_gradient);
-    of_verdicts("posterior", &|verdict, logits| posterior(logits, &verdict.terms.errors(), 0.7, 2.0));
+    of_verdicts("posterior", &|verdict, logits| posterior(logits.iter().copied(), &verdict.errors, 0.7, 2.0).collect());
 }
 
 #[test]

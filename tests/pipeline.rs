@@ -338,6 +338,25 @@ fn a_restart_makes_the_decisions_after_its_checkpoint_again_at_their_places() {
 }
 
 #[test]
+fn a_restart_makes_a_decision_after_the_last_frame_again_without_another_frame() {
+    // Within a window, and at its border, where the adapter has it in hand.
+    for last in [11, 12] {
+        let mut run = Run::start(1, &tiny::config(), None);
+        run.feed(0..8, false, AtOnce);
+        run.deliver();
+        let state = run.pipeline.state();
+        run.feed(8..last, false, AtOnce);
+        let decided = run.decide(Decision::Adapt { enabled: false });
+        let mut resumed = Run::resume(1, &tiny::config(), Some(state), vec![decided]);
+        resumed.feed(8..last, false, AtLast);
+        resumed.deliver();
+        assert!(!resumed.pipeline.has_scheduled(), "after frame {last}");
+        assert_eq!(resumed.pipeline.status().decision, 1, "after frame {last}");
+        assert_eq!(bytes(&resumed.pipeline.state()), bytes(&run.pipeline.state()), "after frame {last}");
+    }
+}
+
+#[test]
 fn a_decision_between_two_windows_is_in_the_state_at_once() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..8, false, AtOnce);

@@ -509,7 +509,7 @@ fn check(dir: &Path, stands: &Standing, on_its_way: Option<&Standing>) {
     let held = found.newest.map_or(0, |(generation, _)| state_of(generation.0).control.generation);
     for decided in found.decisions.iter().filter(|decided| decided.number > held) {
         if let Action::RollBack { generation } = decided.action {
-            let pinned = store::load_pinned(dir, decided.number).expect("what a decision needs");
+            let (pinned, _) = store::load_pinned(dir, decided.number).expect("what a decision needs");
             assert_eq!(hash(&pinned), hash_of(generation.0), "pin {}", decided.number);
         }
     }

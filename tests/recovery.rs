@@ -8,7 +8,7 @@
 mod harness;
 
 use async_nats::jetstream::{self, stream::Stream};
-use harness::{Broker, Daemon, Home, Server, png, servers, until};
+use harness::{Broker, Daemon, Home, Server, control, png, servers, until};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -311,6 +311,47 @@ async fn answers_from_before_the_first_checkpoint_are_known_again() {
         let daemon = Daemon::start(&home, &broker, &SETS).await;
         until("the replay is through", || async { (daemon.status()["sequence"] == 3).then_some(()) }).await;
         assert_eq!(daemon.metric("undrift_replayed_predictions_total{outcome=\"proven\"}"), 3.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_checkpoints_makes_the_written_decisions_again() {
+    // Goal: who deletes the checkpoints to start from the source weights does not bring back what an operator has switched off, and
+    // the history that begins then goes on as any other: its decisions have numbers of their own, and it can be verified.
+    // Method: a switch, an orderly stop, no checkpoints; then another switch and another start.
+    const FRAMES: u64 = 6;
+    for server in servers() {
+        for mode in ["nats.mode=core", "nats.mode=jetstream"] {
+            let (home, broker) = (Home::new(), Broker::start(&server).await);
+            let sets = [mode, SETS[1]];
+            let (client, context) = (broker.client().await, jetstream::new(broker.client().await));
+            let mut daemon = Daemon::start(&home, &broker, &sets).await;
+            for index in 0..FRAMES {
+                client.publish("undrift.v1.frames.cam1", png(index as usize).into()).await.expect("the connection is open");
+            }
+            until("they are applied", || async { (daemon.status()["frames"] == FRAMES).then_some(()) }).await;
+            assert_eq!(control(&client, "adapt", "off").await["ok"], true);
+            assert_eq!(daemon.stop().await, 0);
+            let state = home.path().join("state");
+            for listed in store::list(&state).expect("a folder").into_iter().map(|listed| listed.expect("a checkpoint")) {
+                std::fs::remove_file(state.join(listed.generation.file_name())).expect("the file is there");
+            }
+            let mut daemon = Daemon::start(&home, &broker, &sets).await;
+            let frames = if mode == SETS[0] { FRAMES } else { 0 };
+            let is_made = |status: serde_json::Value| status["frames"] == frames && status["decision"] == 1;
+            until("what the stream has is applied, and the decision made", || async { is_made(daemon.status()).then_some(()) }).await;
+            assert_eq!(daemon.status()["adapt"], "off", "{mode}");
+            let reply = control(&client, "adapt", "on").await;
+            assert_eq!((&reply["adapt"], &reply["decision"]), (&"on".into(), &2.into()), "{reply}");
+            assert_eq!(daemon.stop().await, 0);
+            let mut daemon = Daemon::start(&home, &broker, &sets).await;
+            assert_eq!((&daemon.status()["adapt"], &daemon.status()["decision"]), (&"on".into(), &2.into()), "{mode}");
+            assert_eq!(daemon.stop().await, 0);
+            if mode == SETS[0] {
+                assert_eq!(predictions(&context).await, Some(FRAMES), "each is answered once");
+                assert_eq!(verify(&home, &broker, &sets)["is_true"], true);
+            }
+        }
     }
 }
 

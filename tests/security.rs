@@ -6,8 +6,11 @@ mod harness;
 use async_nats::jetstream;
 use harness::{Broker, Daemon, Home, PATIENCE, Server, png, servers, until};
 use nkeys::KeyPair;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -99,6 +102,7 @@ async fn everyone_may_do_what_they_are_there_for_and_nothing_else() {
         for (name, subject) in [("UNDRIFT_V1_FRAMES", "undrift.v1.frames.*"), ("UNDRIFT_V1_PREDICTIONS", "undrift.v1.predictions.*")] {
             let config = jetstream::stream::Config { name: name.to_owned(), subjects: vec![subject.to_owned()], ..Default::default() };
             admin.create_stream(config).await.expect("the admin makes streams");
+            assert!(site.broker.folder_of(name).is_dir(), "{name} lies in NATS_STORE");
         }
         let home = Home::new();
         let sets = [
@@ -184,4 +188,108 @@ fn a_broker_elsewhere_is_not_spoken_to_in_the_clear() {
         assert!(check(&[&format!("nats.urls={accepted}")]).status.success(), "{accepted}");
     }
     assert!(check(&["nats.urls=nats://broker.example:4222", "nats.allow_plaintext=true"]).status.success());
+}
+
+#[test]
+fn what_a_command_sends_does_not_go_to_a_broker_elsewhere_in_the_clear() {
+    // `--frames` names nothing: what is wrong with the address is said before anything is read.
+    for (name, arguments) in [("ctl", &["status"][..]), ("publish", &["--frames", "none"])] {
+        let run = |more: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_undrift"));
+            command.args([name, "--url", "nats://broker.invalid:4222"]).args(arguments).args(more).output().expect("the program runs")
+        };
+        let refused = run(&[]);
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(78) && text.contains("in the clear") && text.contains("tls://"), "{text}");
+        assert_ne!(run(&["--allow-plaintext"]).status.code(), Some(78));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_or_certificate_that_is_none_ends_the_daemon_with_the_code_of_a_configuration() {
+    let home = Home::new();
+    for key in ["nats.nkey_file", "nats.credentials_file", "nats.ca_file"] {
+        let file = home.path().join("typo");
+        std::fs::write(&file, "SUAIO3FHUX5PNV2LQIIP7TZ3N4L7TX3W53MQGEIVYFIGA635OZCKEYHFLN\n").expect("the temporary folder takes files");
+        let mut daemon = Daemon::spawn(&home, harness::free_port(), &[&format!("{key}={}", file.display())]);
+        assert_eq!(daemon.exit_code().await, 78, "{key}");
+        assert!(daemon.log().contains("typo") && !daemon.log().contains("SUAIO"), "{}", daemon.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_cannot_be_reached_is_named_in_the_log_and_why_is_said_once() {
+    let (home, port) = (Home::new(), harness::free_port());
+    let daemon = Daemon::spawn(&home, port, &[]);
+    let attempts = || async { (daemon.metric("undrift_nats_events_total{event=\"client_error\"}") >= 3.0).then_some(()) };
+    until("HTTP is served", || async { daemon.get("/livez") }).await;
+    until("it has tried three times", attempts).await;
+    let log = daemon.log();
+    let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(lines(&format!("waiting for NATS urls=[\"nats://127.0.0.1:{port}\"]")), 1, "{log}");
+    assert_eq!(lines("NATS cannot be reached"), 1, "{log}");
+}
+
+/// A socket that names itself as a broker without TLS, and tells the first byte of what each who connects says.
+fn peer() -> (u16, mpsc::Receiver<u8>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    let port = listener.local_addr().expect("it listens").port();
+    let (heard, hears) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut first = [0];
+            let info = b"INFO {\"server_id\":\"peer\",\"version\":\"2.10.0\",\"max_payload\":1048576,\"headers\":true}\r\n";
+            if stream.write_all(info).and_then(|()| stream.read_exact(&mut first)).is_ok() && heard.send(first[0]).is_err() {
+                return;
+            }
+        }
+    });
+    (port, hears)
+}
+
+/// The first line that a broker says to who connects.
+fn greeting(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let mut text = [0; 4096];
+    let length = stream.read(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text[..length]).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_only_another_broker_names_hears_nothing_in_the_clear() {
+    // Method: two brokers make a cluster, the second under the address of a socket that listens to what is said to it. The first dies.
+    const TLS_HANDSHAKE: u8 = 0x16;
+    for server in servers() {
+        for is_tls in [false, true] {
+            let (home, dir) = (Home::new(), TempDir::new().expect("temporary folders can be made"));
+            certificates(dir.path());
+            let ((peer, hears), cluster) = (peer(), harness::free_port());
+            let file = |name: &str| dir.path().join(name).display().to_string();
+            let tls = format!("tls {{ cert_file: \"{}\", key_file: \"{}\" }}", file("server.pem"), file("server.key"));
+            let first = format!("cluster {{ name: site, listen: \"127.0.0.1:{cluster}\" }}\n{}", if is_tls { &tls } else { "" });
+            let second = format!(
+                "client_advertise: \"127.0.0.1:{peer}\"\ncluster {{ name: site, listen: \"127.0.0.1:-1\", routes: [\"nats://127.0.0.1:{cluster}\"] }}"
+            );
+            let configuration = |name: &str, text: &str| {
+                std::fs::write(dir.path().join(name), text).expect("the temporary folder takes files");
+                dir.path().join(name)
+            };
+            let mut broker = Broker::start_with(&server, &configuration("first", &first), &[]).await;
+            let _second = Broker::start_with(&server, &configuration("second", &second), &[]).await;
+            let names_the_peer = || async { greeting(broker.port).filter(|info| info.contains(&format!("127.0.0.1:{peer}"))) };
+            until("the first names the second", names_the_peer).await;
+            let url = format!("nats.urls={}://localhost:{}", if is_tls { "tls" } else { "nats" }, broker.port);
+            let authorities = format!("SSL_CERT_FILE={}", file("ca.pem"));
+            let daemon = Daemon::spawn_under(&["env", &authorities], &home, broker.port, &[&url]);
+            daemon.wait_until_ready().await;
+            broker.kill();
+            let tried = || async { (daemon.metric("undrift_nats_events_total{event=\"client_error\"}") >= 3.0).then_some(()) };
+            until("it has tried to reach every broker three times", tried).await;
+            let heard: Vec<u8> = hears.try_iter().collect();
+            println!("by TLS: {is_tls}; first bytes to the peer: {heard:?}");
+            assert!(heard.iter().all(|&byte| is_tls && byte == TLS_HANDSHAKE), "{heard:?}");
+        }
+    }
 }

@@ -8,12 +8,15 @@ use async_nats::jetstream::{self, stream};
 use futures_util::StreamExt;
 use harness::{Broker, Daemon, Home, png, servers, until};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const SETS: [&str; 2] = ["nats.mode=jetstream", "limits.stall_patience_ms=1000"];
 const PREDICTIONS: &str = "UNDRIFT_V1_PREDICTIONS";
 const FRAMES: &str = "UNDRIFT_V1_FRAMES";
 /// Frames of the block before the one whose length is damaged.
 const BEFORE_THE_FLIP: u64 = 10;
+/// Predictions that are on their way to the stream at once.
+const IN_FLIGHT: f64 = 64.0;
 /// Notices of frames that cannot be used, after which the outbox has no room for the answer of another frame.
 const NOTICES: usize = 2100;
 
@@ -31,14 +34,20 @@ async fn stall(daemon: &Daemon, lane: &str) -> String {
     text
 }
 
+/// The stream of predictions as an operator may have made it; `full` takes ten of them.
+fn predictions_stream() -> (stream::Config, stream::Config) {
+    let subjects = vec!["undrift.v1.predictions.*".to_owned()];
+    let open = stream::Config { name: PREDICTIONS.to_owned(), subjects, discard: stream::DiscardPolicy::New, ..Default::default() };
+    let full = stream::Config { max_messages: 10, ..open.clone() };
+    (open, full)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn predictions_that_nobody_takes_are_a_stall_until_they_are_taken() {
     for server in servers() {
         let (home, broker) = (Home::new(), Broker::start(&server).await);
         let context = jetstream::new(broker.client().await);
-        let subjects = vec!["undrift.v1.predictions.*".to_owned()];
-        let open = stream::Config { name: PREDICTIONS.to_owned(), subjects, discard: stream::DiscardPolicy::New, ..Default::default() };
-        let full = stream::Config { max_messages: 10, ..open.clone() };
+        let (open, full) = predictions_stream();
         context.create_stream(full).await.expect("the stream can be made");
         let mut events = broker.client().await.subscribe("undrift.v1.events.stall").await.expect("the connection is open");
         let daemon = Daemon::start(&home, &broker, &SETS).await;
@@ -56,6 +65,81 @@ async fn predictions_that_nobody_takes_are_a_stall_until_they_are_taken() {
         let event = tokio::time::timeout(harness::PATIENCE, events.next()).await.expect("an event comes").expect("the connection is open");
         let event: serde_json::Value = serde_json::from_slice(&event.payload).expect("events are JSON");
         assert_eq!((&event["kind"], &event["lane"]), (&"stall".into(), &"publisher".into()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn predictions_that_the_broker_refuses_are_sent_again_with_pauses_and_the_log_says_why() {
+    // Goal: a broker that says no is not asked at the speed of its answers, and an operator reads once what it says.
+    // Method: a stream that is full; the time in which all that is on its way is sent four times.
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let context = jetstream::new(broker.client().await);
+        let (open, full) = predictions_stream();
+        context.create_stream(full).await.expect("the stream can be made");
+        let daemon = Daemon::start(&home, &broker, &SETS).await;
+        for index in 0..80 {
+            publish(&context, png(index)).await;
+        }
+        let sent_again = || daemon.metric("undrift_publish_retries_total");
+        until("what is on its way is sent again", || async { (sent_again() > IN_FLIGHT).then_some(()) }).await;
+        let (before, began) = (sent_again(), Instant::now());
+        until("and again", || async { (sent_again() >= before + 4.0 * IN_FLIGHT).then_some(()) }).await;
+        println!("{} sent in {:.2} s", sent_again() - before, began.elapsed().as_secs_f64());
+        assert!(began.elapsed() > Duration::from_millis(300), "{:?}", began.elapsed());
+        let log = daemon.log();
+        assert_eq!(log.lines().filter(|line| line.contains("maximum messages exceeded")).count(), 1, "{log}");
+        context.update_stream(open).await.expect("streams can be changed");
+        let stored = || async { context.get_stream(PREDICTIONS).await.ok().map(|stream| stream.cached_info().state.messages) };
+        until("every frame is answered", || async { stored().await.filter(|&stored| stored == 80) }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_nothing_is_stored_is_short_and_tells_of_another_writer() {
+    // Goal: a daemon that cannot store its last predictions ends in time, and where another daemon is the cause, with its exit code.
+    // Method: a stream that is full; SIGTERM; when the last checkpoint is given up, another writer's prediction takes a place that
+    // becomes free.
+    for server in servers() {
+        for is_fenced in [false, true] {
+            let (home, broker) = (Home::new(), Broker::start(&server).await);
+            let context = jetstream::new(broker.client().await);
+            context.create_stream(predictions_stream().1).await.expect("the stream can be made");
+            let mut daemon = Daemon::start(&home, &broker, &SETS).await;
+            for index in 0..80 {
+                publish(&context, png(index)).await;
+            }
+            let is_sent_again = || async { (daemon.metric("undrift_publish_retries_total") > IN_FLIGHT).then_some(()) };
+            until("predictions are refused", is_sent_again).await;
+            let asked = Instant::now();
+            daemon.terminate();
+            let is_given_up = || async { daemon.log().contains("last checkpoint not written").then_some(()) };
+            until("the last checkpoint is given up", is_given_up).await;
+            if is_fenced {
+                let stream = context.get_stream(PREDICTIONS).await.expect("the stream is there");
+                stream.delete_message(1).await.expect("messages can be deleted");
+                let sent = context.publish("undrift.v1.predictions.cam1", "another's".into()).await.expect("the connection is open");
+                sent.await.expect("it is stored");
+            }
+            assert_eq!(daemon.exit_code().await, if is_fenced { 73 } else { 0 });
+            println!("{:.2} s", asked.elapsed().as_secs_f64());
+            assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_predictions_that_is_deleted_is_made_again() {
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let daemon = Daemon::start(&home, &broker, &SETS).await;
+        let context = jetstream::new(broker.client().await);
+        publish(&context, png(0)).await;
+        until("the frame is answered", || async { (daemon.status()["frames"] == 1).then_some(()) }).await;
+        context.delete_stream(PREDICTIONS).await.expect("streams can be deleted");
+        publish(&context, png(1)).await;
+        let stored = || async { context.get_stream(PREDICTIONS).await.ok().map(|stream| stream.cached_info().state.messages) };
+        until("the next is stored", || async { stored().await.filter(|&stored| stored > 0) }).await;
     }
 }
 

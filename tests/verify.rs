@@ -267,6 +267,67 @@ async fn a_true_history_is_confirmed_and_the_first_wrong_frame_of_a_changed_one_
     }
 }
 
+/// Publishes frames, and waits until the daemon has applied them.
+async fn apply(broker: &Broker, daemon: &Daemon, indices: std::ops::RangeInclusive<u64>) {
+    let last = *indices.end();
+    publish(broker, *indices.start()..last + 1).await;
+    until("the frames are applied", || async { (daemon.status()["sequence"] == last).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_in_a_stream_that_was_made_anew_is_confirmed() {
+    // Goal: weights that are older than the stream are no reason to doubt them.
+    // Method: the stream is deleted under the daemon, which goes on with the new one's first frame.
+    for server in servers() {
+        let case = Case { home: Home::new(), broker: Broker::start(&server).await };
+        let mut daemon = Daemon::start(&case.home, &case.broker, &SETS).await;
+        apply(&case.broker, &daemon, 1..=16).await;
+        let context = jetstream::new(case.broker.client().await);
+        context.delete_stream(FRAMES).await.expect("the stream can be deleted");
+        let is_seen = || async { (daemon.metric("undrift_stream_breaks_total{kind=\"new_stream\"}") == 1.0).then_some(()) };
+        until("the new stream is seen", is_seen).await;
+        daemon.wait_until_ready().await;
+        apply(&case.broker, &daemon, 1..=10).await;
+        assert_eq!(daemon.stop().await, 0);
+        let verdict = case.verify(&[]);
+        assert_eq!((&verdict["is_true"], &verdict["frames"], &verdict["predictions"]), (&json!(true), &json!(10), &json!(10)), "{verdict}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_whose_configuration_was_changed_is_confirmed_from_the_change_on() {
+    // Goal: what another configuration has answered is no reason to doubt what this one has.
+    // Method: another learning rate from frame 17 on; and from frame 33 on the first again.
+    for server in servers() {
+        let case = Case { home: Home::new(), broker: Broker::start(&server).await };
+        let (first, second) = ("adapt.learning_rate=0.01", "adapt.learning_rate=0.02");
+        for (round, rate) in [first, second, first].into_iter().enumerate() {
+            let mut daemon = Daemon::start(&case.home, &case.broker, &[SETS[0], rate]).await;
+            let round = round as u64;
+            apply(&case.broker, &daemon, 16 * round + 1..=16 * round + 16).await;
+            assert_eq!(daemon.stop().await, 0);
+            let verdict = case.verify(&[rate]);
+            let predictions = if round == 0 { 16 } else { 8 };
+            assert_eq!((&verdict["is_true"], &verdict["predictions"]), (&json!(true), &json!(predictions)), "{verdict}");
+            assert_eq!(verdict["from"].is_null(), round == 0, "{verdict}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_decided_behind_a_later_break_is_no_part_of_the_history_before_it() {
+    // Goal: an older checkpoint is confirmed too, whatever was decided since on a stream that had become another.
+    for server in servers() {
+        let case = History::new(&server).await.copy(&server).await;
+        case.change_decisions(|decisions| {
+            let incarnation = format!("{}+{LENGTH}", decisions[0].incarnation);
+            decisions.push(Decided { number: 3, incarnation, after: FrameSeq(LENGTH + 1), action: Action::Reset {} });
+        });
+        let verdict = case.verify(&[]);
+        assert_eq!(verdict["is_true"], true, "{verdict}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_counts_each_stored_prediction_that_is_not_the_replayed_one() {
     // Goal: what a restart proves can turn out to be false, and then it is said so.

@@ -1,13 +1,11 @@
 //! `undrift check-config`: what is configured, and where each value comes from.
 
-use crate::config::{Config, ConfigError, NoiseConfig};
+use super::sysexits::EX_CONFIG;
+use crate::config::{self, Config, ConfigError, NoiseConfig};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
-
-/// sysexits.h: something was found in an unconfigured or misconfigured state.
-pub const EX_CONFIG: u8 = 78;
 
 /// The arguments of every command that needs the configuration.
 #[derive(Args)]
@@ -23,8 +21,7 @@ pub struct ConfigArguments {
 impl ConfigArguments {
     /// The configuration, from file, environment and arguments.
     pub fn load(&self) -> Result<Config, ConfigError> {
-        let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Config::load(&self.config, &self.set, variables)
+        Config::load(&self.config, &self.set, config::environment())
     }
 }
 

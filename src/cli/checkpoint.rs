@@ -1,5 +1,6 @@
 //! `undrift checkpoint`: what lies in a folder of checkpoints; works beside a running daemon.
 
+use super::sysexits::EX_DATAERR;
 use crate::checkpoint::Header;
 use crate::shell::store::{self, Generation, Listed, StoreError};
 use clap::{Args, Subcommand};
@@ -7,9 +8,6 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-
-/// sysexits.h: the input data was incorrect.
-const EX_DATAERR: u8 = 65;
 
 #[derive(Args)]
 pub struct Checkpoint {

@@ -1,7 +1,9 @@
 //! `undrift ctl`: asks a running daemon, over NATS or, for its status alone, over HTTP.
 
+use super::sysexits::{EX_CONFIG, EX_UNAVAILABLE};
 use crate::shell::nats::{Identity, NatsError};
 use crate::wire::{DECISION_HEADER, EXPIRES_HEADER, PrefixError, Subjects};
+use async_nats::ServerAddr;
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use std::io::{Read, Write};
@@ -9,8 +11,6 @@ use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// sysexits.h: the service does not answer.
-const EX_UNAVAILABLE: u8 = 69;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Of a status over HTTP.
 const REPLY_BYTES_MAX: u64 = 1 << 20;
@@ -50,7 +50,7 @@ enum Verb {
     Reset,
     /// Back to the weights of an earlier checkpoint
     Rollback {
-        /// As `undrift checkpoint ls` shows it; without it, the newest with other weights
+        /// As `undrift checkpoint ls` shows it; without it, the newest with earlier weights that no roll-back has left behind
         generation: Option<u64>,
     },
 }
@@ -79,6 +79,8 @@ impl Verb {
 #[derive(Debug, thiserror::Error)]
 enum CtlError {
     #[error("{url}: {source}")]
+    Url { url: String, source: std::io::Error },
+    #[error("{url}: {source}")]
     Connect { url: String, source: async_nats::ConnectError },
     #[error(transparent)]
     Nats(#[from] NatsError),
@@ -96,6 +98,13 @@ enum CtlError {
     Runtime(std::io::Error),
 }
 
+impl CtlError {
+    /// Whether it lies in the arguments, and not in who was asked.
+    fn is_of_configuration(&self) -> bool {
+        matches!(self, Self::Url { .. } | Self::Prefix(_) | Self::Nats(NatsError::InTheClear { .. } | NatsError::Credentials(_)))
+    }
+}
+
 pub fn run(command: &Ctl) -> ExitCode {
     match ask(command) {
         Ok(reply) => {
@@ -104,7 +113,7 @@ pub fn run(command: &Ctl) -> ExitCode {
         }
         Err(error) => {
             eprintln!("undrift: {error}");
-            ExitCode::from(EX_UNAVAILABLE)
+            ExitCode::from(if error.is_of_configuration() { EX_CONFIG } else { EX_UNAVAILABLE })
         }
     }
 }
@@ -123,7 +132,9 @@ fn ask(command: &Ctl) -> Result<serde_json::Value, CtlError> {
 
 async fn request(command: &Ctl, subject: String, payload: String) -> Result<serde_json::Value, CtlError> {
     let options = async_nats::ConnectOptions::new().custom_inbox_prefix(command.inbox_prefix.clone());
-    let connected = command.identity.apply(options).await?.connect(&command.url).await;
+    let url: ServerAddr = command.url.parse().map_err(|source| CtlError::Url { url: command.url.clone(), source })?;
+    let urls = [url];
+    let connected = command.identity.apply(options, &urls).await?.connect(&urls[..]).await;
     let client = connected.map_err(|source| CtlError::Connect { url: command.url.clone(), source })?;
     let mut headers = async_nats::HeaderMap::new();
     // Who asked is told that nothing came of it, so nothing may come of it later.

@@ -1,7 +1,7 @@
 //! `undrift demo`: a stream whose corruption changes, without server, network or data set.
 
 use super::live::{Live, Volume, table};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::frame::Frame;
 use crate::lab::corruptions::{Severity, Table};
 use crate::lab::dataset::{self, Labelled};
@@ -60,7 +60,7 @@ pub struct Demo {
 const CONFIG: &str = "configs/fashion-mnist/undrift.toml";
 
 pub fn run(demo: &Demo) -> Result<(), Box<dyn Error>> {
-    let config = Config::load(&demo.config, &demo.sets, std::env::vars())?;
+    let config = Config::load(&demo.config, &demo.sets, config::environment())?;
     let bundle = read_bundle(&config)?;
     let images = sample(&config.bundle.files.labels)?;
     let plan = plan(demo, &images)?;

@@ -6,7 +6,7 @@ mod suite;
 
 use super::source::{LabelledPayload, SourceArguments};
 use crate::bundle::Bundle;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::decode::{self, Limits, Message};
 use crate::frame::{Frame, FrameSeq};
 use crate::lab::baselines::Tuning;
@@ -96,7 +96,7 @@ pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
 /// Methods on the frames of one folder or stream.
 fn compare(eval: &Eval) -> Result<(), Box<dyn Error>> {
     let methods = if eval.methods.is_empty() { METHODS.as_slice() } else { &eval.methods };
-    let config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
+    let config = Config::load(&eval.config, &eval.sets, config::environment())?;
     let bundle = read_bundle(&config)?;
     if let Some(path) = eval.source.missing_calibration() {
         let calibration = calibrate(&bundle, &eval.source.calibration_images()?, eval.source.table(), eval.source.seed())?;

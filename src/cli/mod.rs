@@ -9,5 +9,6 @@ pub mod live;
 pub mod publish;
 pub mod run;
 pub mod source;
+pub mod sysexits;
 pub mod train;
 pub mod verify;

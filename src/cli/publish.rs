@@ -1,23 +1,20 @@
 //! `undrift publish`: plays labelled frames to the daemon, as a camera would.
 
 use super::source::{LabelledPayload, SourceArguments};
-use crate::shell::nats::Identity;
+use super::sysexits::{EX_CONFIG, EX_DATAERR, EX_UNAVAILABLE};
+use crate::shell::nats::{Identity, NatsError};
 use crate::wire::{self, PrefixError, Subjects};
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, ServerAddr};
 use clap::Args;
 use indicatif::ProgressBar;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
-/// sysexits.h: input data, the service, input or output.
-const EX_DATAERR: u8 = 65;
-const EX_UNAVAILABLE: u8 = 69;
-
 #[derive(Args)]
 pub struct Publish {
     #[arg(long, default_value = "nats://127.0.0.1:4222")]
-    url: String,
+    url: ServerAddr,
     #[command(flatten)]
     identity: Identity,
     /// First tokens of the daemon's subjects
@@ -47,6 +44,8 @@ enum PublishError {
     Rate(f64),
     #[error(transparent)]
     Prefix(#[from] PrefixError),
+    #[error(transparent)]
+    Identity(#[from] NatsError),
     #[error("failed to publish: {0}")]
     Nats(#[source] async_nats::Error),
     #[error("failed to start: {0}")]
@@ -65,7 +64,11 @@ pub fn run(command: &Publish) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("undrift: {error}");
-            ExitCode::from(if matches!(error, PublishError::Nats(_)) { EX_UNAVAILABLE } else { EX_DATAERR })
+            ExitCode::from(match error {
+                PublishError::Nats(_) => EX_UNAVAILABLE,
+                PublishError::Identity(_) => EX_CONFIG,
+                _ => EX_DATAERR,
+            })
         }
     }
 }
@@ -77,9 +80,10 @@ async fn publish(command: &Publish) -> Result<(), PublishError> {
         return Err(PublishError::Camera(command.camera.clone()));
     }
     let subjects = Subjects::new(&command.prefix)?;
+    let urls = [command.url.clone()];
+    let options = command.identity.apply(async_nats::ConnectOptions::new(), &urls).await?;
     let frames = command.source.load().map_err(PublishError::Source)?;
-    let options = command.identity.apply(async_nats::ConnectOptions::new()).await.map_err(PublishError::nats)?;
-    let client = options.connect(&command.url).await.map_err(PublishError::nats)?;
+    let client = options.connect(&urls[..]).await.map_err(PublishError::nats)?;
     let jetstream = command.jetstream.then(|| async_nats::jetstream::new(client.clone()));
     let progress = ProgressBar::new(frames.len() as u64);
     let mut ticks = tokio::time::interval(interval);

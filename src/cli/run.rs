@@ -1,6 +1,7 @@
 //! `undrift run`: the daemon.
 
-use super::check_config::{ConfigArguments, EX_CONFIG};
+use super::check_config::ConfigArguments;
+use super::sysexits::{EX_CONFIG, EX_OSERR};
 use crate::config::LogFormat;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
@@ -13,8 +14,6 @@ use tracing_subscriber::EnvFilter;
 
 /// Threads for sockets and timers; models have threads of their own.
 const ASYNC_THREADS: usize = 2;
-/// sysexits.h: the system has a fault.
-const EX_OSERR: u8 = 71;
 /// Of a process that a signal ended: 128 and the signal's number.
 const SECOND_SIGNAL: i32 = 128 + 15;
 

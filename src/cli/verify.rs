@@ -1,15 +1,11 @@
 //! `undrift verify`: is this checkpoint what the stream makes of the source weights?
 
-use super::check_config::{ConfigArguments, EX_CONFIG};
+use super::check_config::ConfigArguments;
+use super::sysexits::{EX_CONFIG, EX_DATAERR, EX_UNAVAILABLE};
 use crate::lab::verify::{Difference, Verdict, Verifier, VerifyError};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::process::ExitCode;
-
-/// sysexits.h: the input data was incorrect.
-const EX_DATAERR: u8 = 65;
-/// sysexits.h: the service does not answer.
-const EX_UNAVAILABLE: u8 = 69;
 
 #[derive(Args)]
 #[command(
@@ -74,6 +70,9 @@ fn print(verdict: &Verdict, is_json: bool) {
     let from = verdict.from.map_or("the source weights".to_owned(), |from| format!("generation {from}"));
     let word = if verdict.is_true { "yes" } else { "no" };
     println!("{word}: generation {generation}, frame {sequence}; from {from}, {frames} frames, {predictions} predictions as stored");
+    if let Some(frame) = verdict.answered_before {
+        println!("up to frame {frame} another bundle, configuration, build or start has answered: not compared");
+    }
     if let Some((at, difference)) = verdict.first_difference {
         println!("first difference at frame {at}: {}", explain(difference));
     }
@@ -90,6 +89,7 @@ fn explain(difference: Difference) -> &'static str {
         Difference::Proof => "the stored prediction is not the one that its proof was made of",
         Difference::Repeated => "more than one prediction is stored",
         Difference::Missing => "no prediction is stored",
+        Difference::History => "a prediction is stored that another bundle, configuration, build or start has made",
         Difference::State => "all predictions agree; the checkpoint's state does not",
     }
 }

@@ -13,16 +13,22 @@ const RANGE_MIN: f32 = 4.0 / 255.0;
 
 /// Stretches one image, values -1..=1 in any order of planes, so that its quantiles lie at -1 and 1.
 pub fn stretch(image: &mut [f32]) {
-    let mut sorted = image.to_vec();
+    let original = image.to_vec();
+    stretch_into(image, &original);
+}
+
+/// The same, to another place, which has as many values; they are sorted there first.
+pub fn stretch_into(stretched: &mut [f32], image: &[f32]) {
+    stretched.copy_from_slice(image);
     let mut quantile = |share: f64| {
         // A position below the length of a slice: exact in f64, and the cast only cuts off the fraction.
-        let position = ((sorted.len() - 1) as f64 * share) as usize;
-        *sorted.select_nth_unstable_by(position, f32::total_cmp).1
+        let position = ((image.len() - 1) as f64 * share) as usize;
+        *stretched.select_nth_unstable_by(position, f32::total_cmp).1
     };
     let (low, high) = (quantile(LOW_QUANTILE), quantile(HIGH_QUANTILE));
     let scale = 2.0 / (high - low).max(RANGE_MIN);
-    for value in image {
-        *value = ((*value - low) * scale - 1.0).clamp(-1.0, 1.0);
+    for (stretched, value) in stretched.iter_mut().zip(image) {
+        *stretched = ((value - low) * scale - 1.0).clamp(-1.0, 1.0);
     }
 }
 
@@ -49,6 +55,15 @@ mod tests {
         for (changed, original) in changed.iter().zip(picture()) {
             assert!((changed - original).abs() < 1e-5, "{changed} against {original}");
         }
+    }
+
+    #[test]
+    fn what_the_place_held_before_changes_no_value() {
+        let dimmed: Vec<f32> = picture().iter().map(|value| 0.2 * value + 0.5).collect();
+        let (mut stretched, mut in_place) = (vec![0.9f32; dimmed.len()], dimmed.clone());
+        stretch_into(&mut stretched, &dimmed);
+        stretch(&mut in_place);
+        assert_eq!(stretched, in_place);
     }
 
     #[test]

@@ -3,5 +3,5 @@
 mod intensity;
 mod schedule;
 
-pub use intensity::stretch;
+pub use intensity::{stretch, stretch_into};
 pub use schedule::{Schedule, Timestep};

@@ -76,7 +76,7 @@ impl CustomOp1 for ClassErrors {
 
 /// What the `score` objective needs of one draw: G[j,k] = <e_j, e_k> and h[k] = <e_k, noise>, both divided by the number
 /// of elements, e_k being the predicted noise under class k.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GramTerms {
     /// (K, K), row-major, symmetric.
     pub gram: Vec<f64>,
@@ -86,9 +86,9 @@ pub struct GramTerms {
 
 impl GramTerms {
     /// Error of each class without the term that all share: G[k,k] - 2 h[k]. The least is the Diffusion Classifier's answer.
-    pub fn errors(&self) -> Vec<f64> {
+    pub fn errors(&self) -> impl Iterator<Item = f64> {
         let k = self.cross.len();
-        (0..k).map(|class| self.gram[class * k + class] - 2.0 * self.cross[class]).collect()
+        (0..k).map(move |class| self.gram[class * k + class] - 2.0 * self.cross[class])
     }
 }
 
@@ -97,10 +97,21 @@ impl GramTerms {
 /// # Panics
 /// When lengths do not match: a bug of the caller.
 pub fn gram_terms(pred_noise: &[f32], noise: &[f32], classes: usize, patch_elements: usize) -> GramTerms {
+    let mut terms = GramTerms::default();
+    gram_terms_into(&mut terms, pred_noise, noise, classes, patch_elements);
+    terms
+}
+
+/// The same, in the place of terms of as many classes.
+///
+/// # Panics
+/// When lengths do not match: a bug of the caller.
+pub fn gram_terms_into(terms: &mut GramTerms, pred_noise: &[f32], noise: &[f32], classes: usize, patch_elements: usize) {
     let (k, p) = (classes, patch_elements);
     assert_eq!(pred_noise.len(), noise.len() * k, "predictions of {k} classes");
     let elements = noise.len() as f64;
-    let mut terms = GramTerms { gram: vec![0.0; k * k], cross: vec![0.0; k] };
+    terms.gram.resize(k * k, 0.0);
+    terms.cross.resize(k, 0.0);
     let of_class = |class: usize| pred_noise.chunks_exact(k * p).map(move |tokens| &tokens[class * p..(class + 1) * p]);
     vectorized(
         #[inline(always)]
@@ -114,7 +125,6 @@ pub fn gram_terms(pred_noise: &[f32], noise: &[f32], classes: usize, patch_eleme
             }
         },
     );
-    terms
 }
 
 /// Inner product of two vectors that come in pieces of equal lengths.

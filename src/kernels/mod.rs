@@ -29,7 +29,7 @@ mod vectorized;
 
 pub use attention::{AttentionWorkspace, attend, attend_backward, attention};
 pub use batch_norm::{ChannelMoments, NormMoments, batch_norm};
-pub use class_errors::{GramTerms, class_errors, gram_terms};
+pub use class_errors::{GramTerms, class_errors, gram_terms, gram_terms_into};
 pub use depthwise::{NEIGHBOURS, mix, mix_backward, mixed_gelu, neighbour_mix};
 pub use elementwise::{add_gated, gate_backward, gated_residual, gelu, gelu_backward, gelu_into, silu_in_place};
 pub use linear::linear;

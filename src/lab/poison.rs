@@ -65,7 +65,7 @@ impl<'a> Exam<'a> {
         let elements = self.views.len() / self.labels.len();
         let logits = classifier.logits(&self.views[..count * elements]).map_err(AdaptError::from)?;
         let views = logits.len() / count;
-        Ok(accuracy(logits.chunks_exact(views).zip(self.labels).map(|(views, &label)| argmax(&mean_logits(views)) == label)))
+        Ok(accuracy(logits.chunks_exact(views).zip(self.labels).map(|(views, &label)| argmax(mean_logits(views)) == label)))
     }
 }
 

@@ -64,8 +64,8 @@ pub fn measure(
     let planes = Planes::of(data, judge.model().config().trunk.image.height, seed);
     let logits = classifier.logits(&planes.images)?;
     let verdicts = judge.verdicts(&planes.images, &planes.keys, timesteps)?;
-    let entropies: Vec<f64> = logits.iter().map(|z| entropy(&softmax(z))).collect();
-    let best_error = |verdict: &Verdict| 1.0 + verdict.terms.errors().into_iter().fold(f64::INFINITY, f64::min);
+    let entropies: Vec<f64> = logits.iter().map(|z| entropy(softmax(z))).collect();
+    let best_error = |verdict: &Verdict| 1.0 + verdict.errors.iter().copied().fold(f64::INFINITY, f64::min);
     let denoising: Vec<f64> = verdicts.iter().map(best_error).collect();
     Ok(Statistics {
         timesteps: timesteps.iter().map(|t| t.0).collect(),
@@ -85,10 +85,12 @@ fn calibration(classifier: &FrozenClassifier, judge: &Judge, timesteps: &[Timest
     const JUDGE_WEIGHTS: RangeInclusive<u32> = 1..=25; // twentieths
     let logits = classifier.logits(&planes.images)?;
     let verdicts = judge.verdicts(&planes.images, &planes.keys, timesteps)?;
-    let errors: Vec<Vec<f64>> = verdicts.iter().map(|verdict| verdict.terms.errors()).collect();
     let loss = |calibration: &Calibration| {
         let scale = calibration.judge_weight * judge.likelihood_scale();
-        let of_frame = |n: usize| -posterior(&logits[n], &errors[n], calibration.prior_weight, scale)[planes.labels[n]].ln();
+        let of_frame = |n: usize| {
+            let mut posterior = posterior(logits[n].iter().copied(), &verdicts[n].errors, calibration.prior_weight, scale);
+            -posterior.nth(planes.labels[n]).expect("a label is a class").ln()
+        };
         (0..logits.len()).map(of_frame).sum::<f64>()
     };
     let prior_weights = PRIOR_WEIGHTS.map(|tenths| f64::from(tenths) / 10.0);

@@ -1,13 +1,13 @@
 //! Computes a checkpoint's history again, away from the daemon, and compares: predictions one by one, then the state.
 //!
-//! From the source weights, or where the stream has forgotten its first frames from the oldest checkpoint that is kept, the
-//! stream's frames and the written decisions go through the same core. Whatever was changed on the way (a frame, a decision, a
-//! prediction, the weights) shows at the first frame that it touches.
+//! From the source weights, or where the stream has forgotten its first frames, or bundle, configuration or build were others then, from
+//! the oldest checkpoint that is kept since, the stream's frames and the written decisions go through the same core. Whatever was changed
+//! on the way (a frame, a decision, a prediction, the weights) shows at the first frame that it touches.
 //! Invariant: nothing is written, neither to the folder nor to the broker.
 
 use super::evaluate::{Session, SessionError};
 use crate::bundle::Bundle;
-use crate::checkpoint::{self, CheckpointError};
+use crate::checkpoint::{self, CheckpointError, Meta};
 use crate::config::{Config, NatsMode};
 use crate::decode::{self, Message};
 use crate::frame::FrameSeq;
@@ -16,7 +16,7 @@ use crate::prediction::Prediction;
 use crate::proof::{HistoryId, PROOF_HEADER, Proof};
 use crate::shell::bundle_reader::{BundleReadError, read_bundle};
 use crate::shell::daemon::{fingerprints, id_prefix};
-use crate::shell::decision_log::DecisionLog;
+use crate::shell::decision_log::{Decided, DecisionLog};
 use crate::shell::engine::headers;
 use crate::shell::jetstream::{self, boxed};
 use crate::shell::nats::{self, NatsError};
@@ -54,6 +54,10 @@ pub enum VerifyError {
         "the stream keeps no frames before {first}, and no checkpoint before generation {generation} is kept to begin at: verify an older one, or keep more (checkpoint.keep)"
     )]
     Forgotten { first: u64, generation: Generation },
+    #[error(
+        "up to frame {frame} another bundle, configuration or build has answered, and no checkpoint before generation {generation} is kept since: verify a later one"
+    )]
+    Changed { frame: u64, generation: Generation },
     #[error("the stream does not deliver what it has after frame {after}")]
     Stalled { after: u64 },
     #[error(transparent)]
@@ -92,6 +96,8 @@ pub enum Difference {
     Repeated,
     /// The frame has no stored prediction.
     Missing,
+    /// The stored prediction is of another history, among those of this one.
+    History,
     /// Predictions agree; the checkpoint's state does not.
     State,
 }
@@ -109,6 +115,8 @@ pub struct Verdict {
     pub frames: u64,
     /// Predictions that were found as they were stored.
     pub predictions: u64,
+    /// Last frame that was answered before this history: by another bundle, configuration or build, or from another start.
+    pub answered_before: Option<u64>,
     /// Frame at which the first difference shows, and what differs.
     pub first_difference: Option<(u64, Difference)>,
     /// Names of the fingerprints that are not the checkpoint's: with them, differences are to be expected.
@@ -148,6 +156,8 @@ pub struct Verifier {
     log: DecisionLog,
     verdict: Verdict,
     target: DurableState,
+    /// What the target was written with.
+    meta: Meta,
 }
 
 impl Verifier {
@@ -177,6 +187,7 @@ impl Verifier {
             from: None,
             frames: 0,
             predictions: 0,
+            answered_before: None,
             first_difference: None,
             fingerprints_differing: meta.differing(&fingerprints).into_iter().map(str::to_owned).collect(),
             states: Vec::new(),
@@ -184,7 +195,20 @@ impl Verifier {
         let predictions = read_predictions(&context, &subjects, &id_prefix(&target.incarnation, true)).await?;
         let incarnation = jetstream::facts(&frames).incarnation;
         let log = DecisionLog::open(&config.checkpoint.dir)?;
-        Ok(Self { config, bundle, subjects, frames, incarnation, predictions, log, verdict, target })
+        let mut verifier = Self { config, bundle, subjects, frames, incarnation, predictions, log, verdict, target, meta };
+        verifier.verdict.answered_before = verifier.answered_before();
+        Ok(verifier)
+    }
+
+    /// Last of the frames up to the checkpoint whose stored prediction is of another history.
+    fn answered_before(&self) -> Option<u64> {
+        let seen = self.predictions.range(..=self.target.sequence.0);
+        let is_other = |stored: &Stored| stored.proof.is_some_and(|proof| proof.history != self.history());
+        seen.rev().find(|(_, stored)| is_other(stored)).map(|(&sequence, _)| sequence)
+    }
+
+    fn history(&self) -> HistoryId {
+        HistoryId::new(&self.meta.fingerprints, self.target.birth)
     }
 
     /// Frames that are to be applied at most.
@@ -244,7 +268,8 @@ impl Verifier {
             }
         }
         // What was decided after the last frame is in the checkpoint, or is not; its number tells.
-        let decided = usize::try_from(self.target.control.generation - session.state().control.generation).unwrap_or(0);
+        let decided = self.target.control.generation.saturating_sub(session.state().control.generation);
+        let decided = usize::try_from(decided).unwrap_or(usize::MAX);
         decisions.truncate(decided);
         self.decide(&mut session, &mut decisions, u64::MAX, keeps_states)?;
         // Labels that came later are no part of the stream, and nothing but metrics depends on them.
@@ -259,11 +284,12 @@ impl Verifier {
         }
     }
 
-    /// From the source weights where the stream still has its first frame, else from the oldest checkpoint that is kept.
+    /// From the source weights where the stream still has its first frame, and this history has answered all since; else from the oldest
+    /// checkpoint that is kept.
     fn start(&mut self) -> Result<(Session, u64, VecDeque<Scheduled>), VerifyError> {
         let dir = &self.config.checkpoint.dir;
         let first = self.frames.cached_info().state.first_sequence;
-        let is_whole = self.target.incarnation == self.incarnation && first <= 1;
+        let is_whole = self.target.incarnation == self.incarnation && first <= 1 && self.verdict.answered_before.is_none();
         let (start, state) = if is_whole {
             let (incarnation, birth) = (self.target.incarnation.clone(), self.target.birth);
             let state = pipeline::first_state(&self.bundle, &self.config.adapt, incarnation.clone(), birth);
@@ -273,8 +299,14 @@ impl Verifier {
             self.verdict.from = Some(generation);
             (Start::Resume { state: Box::new(state.clone()), decisions: Vec::new() }, state)
         };
-        let decisions = self.log.scheduled(&state, false, &self.bundle.classifier)?.into();
         let secret = store::noise_key(dir, &self.config.noise)?;
+        let scheduled = self.log.scheduled(&state, false, &fingerprints(&self.config, &self.bundle, &secret))?;
+        // What was decided on what the stream became later is no part of it.
+        let is_part =
+            |decided: &Decided| decided.number <= self.target.control.generation || decided.incarnation == self.target.incarnation;
+        let decided = self.log.after(state.control.generation).iter();
+        let decisions =
+            scheduled.into_iter().zip(decided).filter(|(_, decided)| is_part(decided)).map(|(scheduled, _)| scheduled).collect();
         let session = Session::start(&self.bundle, &self.config.adapt, self.config.output.top_k, secret, start)?;
         Ok((session, state.sequence.0, decisions))
     }
@@ -296,17 +328,23 @@ impl Verifier {
         Ok(())
     }
 
-    /// The oldest kept state of the same history whose next frame the stream still has.
+    /// The oldest kept state whose next frame the stream still has, and after which all that are kept are of the target's history.
     fn oldest(&self, first: u64) -> Result<(Generation, DurableState), VerifyError> {
         let dir = &self.config.checkpoint.dir;
-        for generation in kept(dir)?.into_iter().filter(|&generation| generation < self.verdict.generation) {
-            let (state, _) = store::load(dir, generation)?;
-            let is_same = state.incarnation == self.target.incarnation && state.birth == self.target.birth;
-            if is_same && state.sequence.0 + 1 >= first {
-                return Ok((generation, state));
+        let mut oldest = None;
+        for generation in kept(dir)?.into_iter().rev().skip_while(|&generation| generation >= self.verdict.generation) {
+            let (state, meta) = store::load(dir, generation)?;
+            let is_same = state.incarnation == self.target.incarnation && HistoryId::new(&meta.fingerprints, state.birth) == self.history();
+            if !is_same || state.sequence.0 + 1 < first {
+                break;
             }
+            oldest = Some((generation, state));
         }
-        Err(VerifyError::Forgotten { first, generation: self.verdict.generation })
+        let generation = self.verdict.generation;
+        oldest.ok_or(match self.verdict.answered_before {
+            Some(frame) => VerifyError::Changed { frame, generation },
+            None => VerifyError::Forgotten { first, generation },
+        })
     }
 
     fn apply(
@@ -343,8 +381,12 @@ impl Verifier {
         let proof = Proof::new(HistoryId::new(&BTreeMap::new(), 0), prediction);
         match stored {
             Stored { is_repeated: true, .. } => Some(Difference::Repeated),
-            Stored { proof: Some(stored), .. } if stored.input_chain != proof.input_chain => Some(Difference::Frame),
             Stored { proof: Some(stored), content, .. } if Some(stored.content) != *content => Some(Difference::Proof),
+            // A restart replays frames that another history has answered, and leaves its answers.
+            Stored { proof: Some(stored), .. } if stored.history != self.history() => {
+                (self.verdict.predictions > 0).then_some(Difference::History)
+            }
+            Stored { proof: Some(stored), .. } if stored.input_chain != proof.input_chain => Some(Difference::Frame),
             Stored { content, .. } if *content != Some(proof.content) => Some(Difference::Prediction),
             Stored { proof: None, .. } => Some(Difference::Proof),
             Stored { .. } => {

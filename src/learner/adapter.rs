@@ -7,9 +7,9 @@ use super::classifier::{Classifier, Forward};
 use super::condition;
 use super::config::{AdaptConfig, ObjectiveKind};
 use super::frozen::FrozenClassifier;
-use super::judge::{Judge, Verdict};
+use super::judge::{Judge, Judgement, Verdict};
 use super::lookout::Lookout;
-use super::objective::{LossAndGradient, cross_entropy, mean_logits, score};
+use super::objective::{LossAndGradient, cross_entropy_into, score};
 use super::optimizer::{Anchor, Optimizer, OptimizerState, StepError, StepReport, copy_by_name};
 use crate::bundle::{Bundle, Statistics};
 use crate::diffusion::Timestep;
@@ -96,8 +96,8 @@ impl Adapter {
                     true => Guarded::skipped(SkipReason::Frozen),
                     false => self.learn_guarded(index, frames)?,
                 };
-                let Guarded { withheld, canary, outcome } = guarded;
-                Ok(Some(Adapted { index, withheld, canary, learner: self.state()?, outcome }))
+                let Guarded { withheld, outcome, .. } = guarded;
+                Ok(Some(Adapted { index, withheld, learner: self.state()?, outcome }))
             }
         }
     }
@@ -124,12 +124,14 @@ impl Adapter {
 
     /// Learns, and puts what moved the weights down to the cameras.
     fn learn_and_charge(&mut self, frames: &[WindowFrame]) -> Result<Outcome, AdaptError> {
-        let verdicts = self.judge(frames)?;
+        let mut judgement = std::mem::take(&mut self.buffers.judgement);
         let mut before = std::mem::take(&mut self.buffers.before_window);
+        self.judge_into(&mut judgement, frames);
         copy_values(&self.classifier, &mut before)?;
-        let outcome = self.learn(frames, &verdicts)?;
+        let outcome = self.learn(frames, &judgement.verdicts)?;
         let change = if matches!(outcome, Outcome::Learned(_)) { self.distance_from(&before)? } else { 0.0 };
         self.buffers.before_window = before;
+        self.buffers.judgement = judgement;
         self.guard.shares.charge(frames.iter().map(|frame| frame.camera.as_str()), change, self.config.anchor_pull);
         Ok(outcome)
     }
@@ -161,13 +163,15 @@ impl Adapter {
         self.restore(LearnerState { guard, good, ..learner })
     }
 
-    /// The judge's verdicts on a window; they do not depend on the classifier. Those that the answers needed are there.
-    pub fn judge(&self, frames: &[WindowFrame]) -> Result<Vec<Verdict>, AdaptError> {
-        if let Some(verdicts) = frames.iter().map(|frame| frame.verdict.clone()).collect() {
-            return Ok(verdicts);
+    /// The judge's verdicts on a window, into buffers that were there before; they do not depend on the classifier. Those that the
+    /// answers needed are there.
+    pub fn judge_into(&self, judgement: &mut Judgement, frames: &[WindowFrame]) {
+        let there = frames.iter().filter_map(|frame| frame.verdict.as_ref());
+        if there.clone().count() == frames.len() {
+            return judgement.copy_from(there);
         }
-        let keys: Vec<NoiseKey> = frames.iter().map(|frame| frame.key).collect();
-        Ok(self.judge.verdicts(&planes(frames, TAKEN), &keys, &self.timesteps)?)
+        let images = frames.iter().map(|frame| (frame.key, plane(frame, TAKEN)));
+        self.judge.verdicts_into(judgement, images, &self.timesteps);
     }
 
     /// Learns from a window and the verdicts on it.
@@ -180,21 +184,21 @@ impl Adapter {
     }
 
     fn learn_with(&mut self, buffers: &mut Buffers, frames: &[WindowFrame], verdicts: &[Verdict]) -> Result<Outcome, AdaptError> {
-        let Buffers { images, forward, gradients, .. } = &mut *buffers;
+        let Buffers { images, forward, source_logits, lessons, logit_gradients, gradients, .. } = &mut *buffers;
         images.clear();
         images.extend(frames.iter().flat_map(|frame| &frame.views));
         self.classifier.forward_into(forward, images, NormStatistics::Running)?;
-        let logits: Vec<Vec<Vec<f64>>> = forward.logits.chunks_exact(views(frames)).map(<[_]>::to_vec).collect();
-        let source_logits: Vec<Vec<Vec<f64>>> = frames.iter().map(|frame| frame.source_logits.clone()).collect();
-        let evidence =
-            Evidence { logits: &logits, source_logits: &source_logits, verdicts, likelihood_scale: self.judge.likelihood_scale() };
+        source_logits.resize_with(forward.logits.len(), Vec::new);
+        source_logits.iter_mut().zip(frames.iter().flat_map(|frame| &frame.source_logits)).for_each(|(to, from)| to.clone_from(from));
+        let likelihood_scale = self.judge.likelihood_scale();
+        let evidence = Evidence { logits: &forward.logits, source_logits, verdicts, likelihood_scale };
         let ruling = policy::rule(&evidence, &self.config, &self.statistics, &mut self.policy);
         let mut report = self.report(&ruling, verdicts);
         if self.config.objective == ObjectiveKind::Condition {
             return self.learn_as_published(buffers, frames, report);
         }
-        let lessons = match &ruling.decision {
-            Decision::Learn(lessons) => lessons,
+        match ruling.decision {
+            Decision::Learn => policy::teach(lessons, &evidence, &self.config),
             Decision::Abstain => return self.go_back(self.config.anchor_pull_shut, SkipReason::Unreliable, Some(report)),
             Decision::Retreat => {
                 if self.follows_norms() {
@@ -202,13 +206,12 @@ impl Adapter {
                 }
                 return self.go_back(self.config.anchor_pull_retreat, SkipReason::Misfit, Some(report));
             }
-        };
+        }
         if lessons.iter().all(|lesson| lesson.weight == 0.0) {
             return self.go_back(self.config.anchor_pull, SkipReason::Unreliable, Some(report));
         }
-        let (loss, logit_gradients) = self.window_gradient(&logits, verdicts, lessons);
-        report.loss = loss;
-        self.classifier.gradients_into(gradients, forward, &logit_gradients).map_err(AdaptError::Step)?;
+        report.loss = self.window_gradient(logit_gradients, &evidence, lessons);
+        self.classifier.gradients_into(gradients, forward, logit_gradients).map_err(AdaptError::Step)?;
         self.step(buffers, self.share(frames), report)
     }
 
@@ -224,7 +227,8 @@ impl Adapter {
         }
         let views = views(frames);
         for view in 0..views {
-            self.classifier.absorb(&planes(frames, view), self.config.norm_pace * self.share(frames) / views as f32)?;
+            let planes: Vec<f32> = frames.iter().flat_map(|frame| plane(frame, view)).copied().collect();
+            self.classifier.absorb(&planes, self.config.norm_pace * self.share(frames) / views as f32)?;
         }
         self.version = WeightsVersion(self.version.0 + 1);
         Ok(())
@@ -268,22 +272,28 @@ impl Adapter {
         Ok(Outcome::Learned(report))
     }
 
-    /// Mean loss of a window and its gradient by the logits of each frame's views, (N V, K).
-    fn window_gradient(&self, logits: &[Vec<Vec<f64>>], verdicts: &[Verdict], lessons: &[Lesson]) -> (f64, Vec<Vec<f64>>) {
-        let count = lessons.len() as f64;
-        let scale = self.config.judge_weight * self.judge.likelihood_scale();
-        let (mut total, mut rows) = (0.0, Vec::new());
-        for ((views, verdict), lesson) in logits.iter().zip(verdicts).zip(lessons) {
-            let mixed = mean_logits(views);
-            let LossAndGradient { loss, logit_gradient } = match self.config.objective {
-                ObjectiveKind::Score => score(&mixed, &verdict.terms, scale),
-                ObjectiveKind::Posterior | ObjectiveKind::Condition => cross_entropy(&mixed, &lesson.target),
+    /// Mean loss of a window; its gradient by the logits of each frame's views, (N V, K), goes to `rows`.
+    fn window_gradient(&self, rows: &mut Vec<Vec<f64>>, evidence: &Evidence, lessons: &[Lesson]) -> f64 {
+        let (count, views) = (lessons.len() as f64, evidence.views());
+        let scale = self.config.judge_weight * evidence.likelihood_scale;
+        let mut total = 0.0;
+        rows.resize_with(evidence.logits.len(), Vec::new);
+        for (n, (of_frame, lesson)) in rows.chunks_exact_mut(views).zip(lessons).enumerate() {
+            let (row, others) = of_frame.split_first_mut().expect("a frame has a view");
+            let mixed = evidence.mean_logits(n);
+            let loss = match self.config.objective {
+                ObjectiveKind::Score => {
+                    let LossAndGradient { loss, logit_gradient } = score(&mixed.collect::<Vec<_>>(), &evidence.verdicts[n].terms, scale);
+                    *row = logit_gradient;
+                    loss
+                }
+                ObjectiveKind::Posterior | ObjectiveKind::Condition => cross_entropy_into(row, mixed, &lesson.target),
             };
             total += lesson.weight * loss / count;
-            let row: Vec<f64> = logit_gradient.iter().map(|g| lesson.weight * g / count / views.len() as f64).collect();
-            rows.extend(std::iter::repeat_n(row, views.len()));
+            row.iter_mut().for_each(|g| *g = lesson.weight * *g / count / views as f64);
+            others.iter_mut().for_each(|other| other.clone_from(row));
         }
-        (total, rows)
+        total
     }
 
     /// Takes one step along the gradients and the pull of the anchor; takes both back if the result leaves its bounds.
@@ -342,7 +352,7 @@ impl Adapter {
     }
 
     fn report(&self, ruling: &Ruling, verdicts: &[Verdict]) -> WindowReport {
-        let best = |verdict: &Verdict| 1.0 + verdict.terms.errors().into_iter().fold(f64::INFINITY, f64::min);
+        let best = |verdict: &Verdict| 1.0 + verdict.errors.iter().copied().fold(f64::INFINITY, f64::min);
         WindowReport {
             denoising_loss: verdicts.iter().map(best).sum::<f64>() / verdicts.len() as f64,
             draw_disagreement: ruling.draw_disagreement,
@@ -409,21 +419,25 @@ fn views(frames: &[WindowFrame]) -> usize {
 /// The frames as they were taken: the first view.
 const TAKEN: usize = 0;
 
-/// One view of all frames, (N, C, H, W).
-fn planes(frames: &[WindowFrame], view: usize) -> Vec<f32> {
-    let planes = |frame: &WindowFrame| {
-        let elements = frame.views.len() / frame.source_logits.len();
-        frame.views[view * elements..(view + 1) * elements].to_vec()
-    };
-    frames.iter().flat_map(planes).collect()
+/// One view of a frame, (C, H, W).
+fn plane(frame: &WindowFrame, view: usize) -> &[f32] {
+    let elements = frame.views.len() / frame.source_logits.len();
+    &frame.views[view * elements..(view + 1) * elements]
 }
 
 /// Memory that a window needs and leaves for the next.
 #[derive(Default)]
 struct Buffers {
-    /// (N, C, H, W), the views of a frame one after the other.
+    judgement: Judgement,
+    /// (N V, C, H, W), the views of a frame one after the other.
     images: Vec<f32>,
     forward: Forward,
+    /// (N V, K), of the source classifier.
+    source_logits: Vec<Vec<f64>>,
+    /// One for each frame.
+    lessons: Vec<Lesson>,
+    /// (N V, K)
+    logit_gradients: Vec<Vec<f64>>,
     gradients: Gradients,
     /// Values of the trainable parameters before the window, and before the step.
     before_window: BTreeMap<String, Vec<f32>>,

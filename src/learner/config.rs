@@ -111,10 +111,10 @@ impl GuardConfig {
     /// Field, value, whether it is in its range, and the range.
     fn checks(&self) -> [(&'static str, String, bool, &'static str); 6] {
         let Self { repeats_max, camera_share_max, canary_every_windows, canary_images, canary_tolerance, canary_evidence_max } = *self;
-        let (every, images) = (1..=1_000_000, 1..=1024);
+        let (share, every, images) = (1.0..=f64::MAX, 1..=1_000_000, 1..=1024);
         [
             ("guard.repeats_max", repeats_max.to_string(), repeats_max >= 1, "at least 1"),
-            ("guard.camera_share_max", camera_share_max.to_string(), camera_share_max >= 1.0, "at least 1"),
+            ("guard.camera_share_max", camera_share_max.to_string(), share.contains(&camera_share_max), "at least 1, and finite"),
             ("guard.canary_every_windows", canary_every_windows.to_string(), every.contains(&canary_every_windows), "1 to 1000000"),
             ("guard.canary_images", canary_images.to_string(), images.contains(&canary_images), "1 to 1024"),
             ("guard.canary_tolerance", canary_tolerance.to_string(), (0.0..1.0).contains(&canary_tolerance), "from 0, below 1"),

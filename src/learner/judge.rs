@@ -1,7 +1,7 @@
 //! The frozen diffusion model as a judge: which class explains a frame best, and how sure that is.
 
-use super::objective::{argmax, mean_terms};
-use crate::diffusion::{Schedule, Timestep, stretch};
+use super::objective::{copy_terms, mean_terms};
+use crate::diffusion::{Schedule, Timestep, stretch, stretch_into};
 use crate::kernels::{self, GramTerms};
 use crate::model::{Dit, DitConfig, DitWorkspace, InferenceDit, ParameterError, Parameters, Tensors, published};
 use crate::noise::NoiseKey;
@@ -9,22 +9,36 @@ use parking_lot::Mutex;
 use rayon::prelude::*;
 
 /// What the judge says of one frame.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
     /// Mean over the draws.
     pub terms: GramTerms,
+    /// Of the mean terms, (K): see [`GramTerms::errors`].
+    pub errors: Vec<f64>,
     /// Best class of each draw.
     pub draw_labels: Vec<usize>,
 }
 
 impl Verdict {
-    fn of(draws: &[GramTerms]) -> Self {
-        Self { terms: mean_terms(draws), draw_labels: draws.iter().map(|draw| best_class(&draw.errors())).collect() }
+    /// Becomes the verdict of `draws`.
+    fn weigh(&mut self, draws: &[GramTerms]) {
+        mean_terms(&mut self.terms, draws);
+        self.errors.clear();
+        self.errors.extend(self.terms.errors());
+        self.draw_labels.clear();
+        self.draw_labels.extend(draws.iter().map(|draw| best_class(draw.errors())));
+    }
+
+    /// Becomes equal to `other`, in the memory that it has.
+    fn copy_from(&mut self, other: &Self) {
+        copy_terms(&mut self.terms, &other.terms);
+        self.errors.clone_from(&other.errors);
+        self.draw_labels.clone_from(&other.draw_labels);
     }
 
     /// The Diffusion Classifier's answer (arXiv 2303.16203): the class of the least error.
     pub fn label(&self) -> usize {
-        best_class(&self.terms.errors())
+        best_class(self.errors.iter().copied())
     }
 
     /// Share of the draws that name `label`, 0..=1.
@@ -46,9 +60,29 @@ impl Verdict {
     }
 }
 
-fn best_class(errors: &[f64]) -> usize {
-    let scores: Vec<f64> = errors.iter().map(|error| -error).collect();
-    argmax(&scores)
+/// The class of the least error; the first of equals.
+fn best_class(errors: impl IntoIterator<Item = f64>) -> usize {
+    errors.into_iter().enumerate().min_by(|(_, a), (_, b)| a.total_cmp(b)).map_or(0, |(class, _)| class)
+}
+
+/// Verdicts on a window, with what they are made of. Its buffers can be used again.
+#[derive(Default)]
+pub struct Judgement {
+    keys: Vec<NoiseKey>,
+    /// (N, C, H, W)
+    x_start: Vec<f32>,
+    /// Of each image, one after the other, at each of the timesteps.
+    draws: Vec<GramTerms>,
+    /// One for each image.
+    pub verdicts: Vec<Verdict>,
+}
+
+impl Judgement {
+    /// Takes verdicts that are there already.
+    pub fn copy_from<'a>(&mut self, verdicts: impl Iterator<Item = &'a Verdict> + Clone) {
+        self.verdicts.resize_with(verdicts.clone().count(), Verdict::default);
+        self.verdicts.iter_mut().zip(verdicts).for_each(|(to, from)| to.copy_from(from));
+    }
 }
 
 /// The diffusion model, frozen, with its schedule.
@@ -122,26 +156,47 @@ impl Judge {
         if images.len() != keys.len() * elements {
             candle_core::bail!("{} values for {} images of {elements}", images.len(), keys.len());
         }
-        let x_start = self.x_start(images);
-        let draws = (0..keys.len() * timesteps.len()).into_par_iter().with_max_len(1).map(|index| {
+        let mut judgement = Judgement::default();
+        self.verdicts_into(&mut judgement, keys.iter().copied().zip(images.chunks_exact(elements)), timesteps);
+        Ok(judgement.verdicts)
+    }
+
+    /// The same, of images (C, H, W) with their keys, into buffers that were there before.
+    pub fn verdicts_into<'a>(
+        &self,
+        judgement: &mut Judgement,
+        images: impl Iterator<Item = (NoiseKey, &'a [f32])>,
+        timesteps: &[Timestep],
+    ) {
+        let Judgement { keys, x_start, draws, verdicts } = judgement;
+        let elements = self.model.config().trunk.image.elements();
+        keys.clear();
+        x_start.clear();
+        for (key, image) in images {
+            keys.push(key);
+            x_start.resize(keys.len() * elements, 0.0);
+            stretch_into(&mut x_start[(keys.len() - 1) * elements..], image);
+        }
+        draws.resize_with(keys.len() * timesteps.len(), GramTerms::default);
+        draws.par_iter_mut().with_max_len(1).enumerate().for_each(|(index, terms)| {
             let (n, draw) = (index / timesteps.len(), index % timesteps.len());
             let mut desk = self.desks.lock().pop().unwrap_or_else(|| Desk::new(self.model.config()));
             keys[n].fill_normal(u32::try_from(draw).expect("at most 64 draws"), &mut desk.noise);
-            let terms = self.terms(&x_start[n * elements..][..elements], timesteps[draw], &mut desk);
+            self.terms_into(terms, &x_start[n * elements..][..elements], timesteps[draw], &mut desk);
             self.desks.lock().push(desk);
-            terms
         });
-        Ok(draws.collect::<Vec<_>>().chunks_exact(timesteps.len()).map(Verdict::of).collect())
+        verdicts.resize_with(keys.len(), Verdict::default);
+        verdicts.iter_mut().zip(draws.chunks_exact(timesteps.len())).for_each(|(verdict, draws)| verdict.weigh(draws));
     }
 
-    /// Gram terms of `x_start` at `timestep`, with the noise that lies on the desk.
-    fn terms(&self, x_start: &[f32], timestep: Timestep, desk: &mut Desk) -> GramTerms {
+    /// Puts the Gram terms of `x_start` at `timestep`, with the noise that lies on the desk, into `terms`.
+    fn terms_into(&self, terms: &mut GramTerms, x_start: &[f32], timestep: Timestep, desk: &mut Desk) {
         let Desk { noise, x_t, patches, workspace } = desk;
         let DitConfig { trunk, classes, .. } = self.model.config();
         self.schedule.q_sample(x_start, timestep, noise, x_t);
         trunk.patches_into(noise, patches);
         let pred_noise = self.inference.pred_noise_of_classes(x_t, timestep, workspace); // (T, K P)
-        kernels::gram_terms(pred_noise, patches, *classes, trunk.patch_elements())
+        kernels::gram_terms_into(terms, pred_noise, patches, *classes, trunk.patch_elements());
     }
 }
 
@@ -149,5 +204,33 @@ impl Desk {
     fn new(config: &DitConfig) -> Self {
         let image = || vec![0f32; config.trunk.image.elements()];
         Self { noise: image(), x_t: image(), patches: image(), workspace: DitWorkspace::new(config) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ClassConditioning;
+    use crate::tiny;
+
+    #[test]
+    fn what_a_judgement_held_before_changes_no_verdict() {
+        let bundle = tiny::bundle(1, ClassConditioning::Readout);
+        let judge = Judge::new(&bundle.diffusion_config, bundle.diffusion).expect("a judge");
+        let timesteps = [Timestep(10), Timestep(70)];
+        let keys: Vec<NoiseKey> = (0..3).map(|index| NoiseKey::from_seed(1, "judgement", index)).collect();
+        let images: Vec<f32> = (0..3 * 64u8).map(|value| f32::from(value) / 191.0).collect();
+        let expected = judge.verdicts(&images, &keys, &timesteps).expect("verdicts");
+        let mut used = Judgement::default();
+        // Fewer images, other images, and more than before.
+        for range in [0..2, 2..3, 0..3] {
+            let subjects = || keys.iter().copied().zip(images.chunks_exact(64)).take(range.end).skip(range.start);
+            judge.verdicts_into(&mut used, subjects(), &timesteps);
+            assert_eq!(used.verdicts, expected[range.clone()]);
+            let mut copy = Judgement::default();
+            copy.copy_from(expected.iter());
+            copy.copy_from(used.verdicts.iter());
+            assert_eq!(copy.verdicts, used.verdicts);
+        }
     }
 }

@@ -50,7 +50,7 @@ impl Lookout {
             let image = key.uniform_below(CANARY_DRAWS + draw, count) as usize;
             let views = config.views(self.canary.image(image));
             let is_right = |classifier: &FrozenClassifier| {
-                Ok::<_, ParameterError>(argmax(&mean_logits(&classifier.logits(&views)?)) == self.canary.labels[image])
+                Ok::<_, ParameterError>(argmax(mean_logits(&classifier.logits(&views)?)) == self.canary.labels[image])
             };
             let is_source_hit = match self.source_hits.get(&image) {
                 Some(&is_hit) => is_hit,

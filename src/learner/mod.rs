@@ -16,5 +16,5 @@ pub use config::{
     AdaptConfig, AdaptRangeError, AnswerBy, AnswerTime, ConditionConfig, GateConfig, GuardConfig, ObjectiveKind, TrainablePart,
 };
 pub use frozen::FrozenClassifier;
-pub use judge::{Judge, Verdict};
+pub use judge::{Judge, Judgement, Verdict};
 pub use optimizer::{Anchor, Optimizer, OptimizerConfig, OptimizerState, StepError, StepReport, accumulate, collect};

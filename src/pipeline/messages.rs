@@ -5,7 +5,7 @@ use crate::guard::Withheld;
 use crate::learner::Verdict;
 use crate::model::ParameterError;
 use crate::noise::NoiseKey;
-use crate::observation::{CanaryReport, DriftState, Observation, SkipReason, WindowReport};
+use crate::observation::{DriftState, Observation, SkipReason, WindowReport};
 use crate::prediction::Prediction;
 use crate::state::{DurableState, LearnerState};
 
@@ -75,8 +75,6 @@ pub struct WindowFrame {
 pub struct Adapted {
     pub index: u64,
     pub withheld: Withheld,
-    /// After windows with a look at the canary.
-    pub canary: Option<CanaryReport>,
     /// A deep copy: shares no memory with the adapter.
     pub learner: LearnerState,
     pub outcome: Outcome,
@@ -118,6 +116,8 @@ pub struct Status {
     pub frozen: bool,
     /// Share of the canary that the source gets right and the weights do not, less the reverse: -1..=1, a running mean.
     pub canary_harm: f64,
+    /// See [`crate::guard::canary::Evidence::value`].
+    pub canary_evidence: f64,
     /// Version of the weights that answer.
     pub weights_version: u64,
     /// Last applied sequence.
@@ -130,6 +130,8 @@ pub struct Status {
     pub estimated_accuracy: Option<f64>,
     pub drift: DriftState,
     pub drift_score: f64,
+    /// Whether predictions are concentrated on few classes.
+    pub collapsed: bool,
     /// Entropy of the mean prediction over its maximum, 0..=1.
     pub diversity: f64,
     /// How far the diffusion model is believed, 0..=1.

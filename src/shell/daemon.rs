@@ -3,7 +3,8 @@
 //! | channel | from | to | limit | at the limit |
 //! |---|---|---|---|---|
 //! | inbox, frames | ingest | device thread | `nats.queue_frames_max`, `queue_bytes_max` | core: oldest shed; JetStream: held back |
-//! | inbox, orders | labels, control, adapter, store | device thread | 4096 | labels shed, control refused |
+//! | inbox, orders | control, adapter, store | device thread | 4096 | control refused |
+//! | inbox, labels | labels | device thread | 4096 | labels shed |
 //! | jobs | device thread | adapter thread | `adapt.lag` + 1 windows: the pipeline is not ready beyond | frames wait |
 //! | outbox | device thread, store | publisher | [`OUTBOX_MESSAGES_MAX`] | oldest dropped; JetStream: frames wait |
 //! | store | device thread | store thread | 1 state, 16 reads | state superseded; reads refused |
@@ -31,12 +32,12 @@ use super::store::{Store, StoreError};
 use super::store_thread::{self, Reply, Save, StoreOrder, StoreQueue};
 use super::telemetry::{self, Telemetry, TelemetryError};
 use crate::bundle::Bundle;
-use crate::checkpoint::Meta;
+use crate::checkpoint::{BUNDLE_FINGERPRINT, Meta};
 use crate::config::{Config, NatsMode};
-use crate::frame::WeightsVersion;
+use crate::frame::{FrameSeq, WeightsVersion};
 use crate::learner::{AdaptError, Adapter, source_state};
 use crate::noise::NoiseSecret;
-use crate::pipeline::{Job, OutputShape, Pipeline, PipelineError, Scheduled, Start};
+use crate::pipeline::{self, Job, OutputShape, Pipeline, PipelineError, Scheduled, Start};
 use crate::proof::HistoryId;
 use crate::state::{DurableState, MonitorState, Served};
 use crate::wire::{PrefixError, Subjects};
@@ -44,6 +45,7 @@ use async_nats::Client;
 use async_nats::jetstream::Context;
 use rayon::ThreadPool;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -53,8 +55,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Predictions and notices that may wait for NATS: twice the largest window, and some.
 const OUTBOX_MESSAGES_MAX: usize = 4096;
-/// How long a stopping daemon waits for its last predictions to leave.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a stopping daemon waits for its last predictions to leave, after the store has waited for them.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(4);
 /// Of 19: a tenth of a share of the processor while frames want it.
 const ADAPTER_NICENESS: i32 = 10;
@@ -150,8 +152,8 @@ struct Origin {
     incarnation: String,
     /// How the stream differs from the one that the state has seen; then the state must be on the disk before the first frame.
     is_new: bool,
-    /// Of the stream's last message; 0 without a stream.
-    last: u64,
+    /// Of the stream's first and last message; 0 without a stream.
+    held: RangeInclusive<u64>,
 }
 
 /// Why a session ended without an error.
@@ -175,7 +177,8 @@ impl Daemon {
         if let Some(restored) = &mut recovery.newest {
             let differing: Vec<String> = restored.meta.differing(&meta.fingerprints).into_iter().map(|name| name.to_string()).collect();
             tracing::info!(generation = %restored.generation, sequence = restored.state.sequence.0, ?differing, "checkpoint restored");
-            if differing.iter().any(|name| name == "bundle") {
+            telemetry::CHECKPOINT_TIMESTAMP.set(restored.meta.created_ns as f64 * 1e-9);
+            if !restored.meta.is_of_bundle(&meta.fingerprints) {
                 tracing::warn!("the checkpoint is of another bundle: starting from the new source weights");
                 start_from_source(&mut restored.state, &bundle);
             }
@@ -232,8 +235,15 @@ impl Daemon {
         self.lines.store.close();
         store.await.map_err(|_| DaemonError::Ended("store thread"))?;
         self.lines.outbox.close();
-        if tokio::time::timeout(DRAIN_PATIENCE, async { (publisher.await, self.client.flush().await) }).await.is_err() {
-            tracing::warn!("stopped with predictions that NATS did not take");
+        let drained = async {
+            publisher.await.map_err(|_| DaemonError::Ended("publisher"))??;
+            // Fails only for a connection that was closed.
+            let _ = self.client.flush().await;
+            Ok::<_, DaemonError>(())
+        };
+        match tokio::time::timeout(DRAIN_PATIENCE, drained).await {
+            Ok(result) => result?,
+            Err(_) => tracing::warn!("stopped with predictions that NATS did not take"),
         }
         tracing::info!("stopped");
         Ok(())
@@ -259,7 +269,7 @@ impl Daemon {
 
     /// From the first frame after the checkpoint to a shutdown or another stream.
     async fn session(&mut self, shutdown: &CancellationToken) -> Result<SessionEnd, DaemonError> {
-        let Some(Origin { start, incarnation, is_new, last: end_of_stream }) = self.origin(shutdown).await? else {
+        let Some(Origin { start, incarnation, is_new, held }) = self.origin(shutdown).await? else {
             return Ok(SessionEnd::Shutdown);
         };
         let output = OutputShape { top_k: self.config.output.top_k, checkpoint_windows: self.config.checkpoint.every_windows };
@@ -272,7 +282,7 @@ impl Daemon {
         let adapter = Adapter::new(&self.bundle, &self.config.adapt, pipeline.learner().clone())?;
         let id_prefix = id_prefix(pipeline.incarnation(), self.stream.is_some());
         let Some(answered) = self.answered(&id_prefix, last.sequence, shutdown).await else { return Ok(SessionEnd::Shutdown) };
-        let history = self.history(&pipeline, answered, end_of_stream)?;
+        let history = self.history(&pipeline, answered, &held)?;
         let at_limit = at_limit(self.config.nats.mode);
         let codec = Codec::new(&self.config, self.bundle.labels.len(), self.subjects.clone(), id_prefix, at_limit);
         let telemetry = Telemetry::new(&self.bundle.labels, self.config.limits.cameras_max);
@@ -303,6 +313,8 @@ impl Daemon {
             }
         };
         self.lines.shared.set_phase(Phase::Stopping);
+        // The device thread waits for the adapter as long.
+        let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
         let finished = match finished {
             Some(finished) => finished,
             None => {
@@ -311,7 +323,7 @@ impl Daemon {
             }
         };
         if !has_adapter_ended {
-            match (&end, tokio::time::timeout(STOP_PATIENCE, &mut adapter).await) {
+            match (&end, tokio::time::timeout_at(deadline, &mut adapter).await) {
                 (_, Ok(result)) => result.map_err(|_| DaemonError::Ended("adapter thread"))??,
                 (SessionEnd::Shutdown, Err(_)) => tracing::warn!("stopped while a window was being learned from: it is lost"),
                 (SessionEnd::NewIncarnation, Err(_)) => adapter.await.map_err(|_| DaemonError::Ended("adapter thread"))??,
@@ -319,16 +331,17 @@ impl Daemon {
         }
         // What the session's ingest and adapter have brought since means nothing to the next.
         self.lines.inbox.shed_all();
-        self.lines.inbox.forget_windows();
+        self.lines.inbox.forget_session();
         (self.restored, self.log, self.is_rewritten) = (Some(finished.state), Some(finished.log), finished.is_rewritten);
         Ok(end)
     }
 
     /// What the session adds to.
-    fn history(&mut self, pipeline: &Pipeline, answered: Answered, end_of_stream: u64) -> Result<History, DaemonError> {
+    fn history(&mut self, pipeline: &Pipeline, answered: Answered, held: &RangeInclusive<u64>) -> Result<History, DaemonError> {
         Ok(History {
             id: HistoryId::new(&self.meta.fingerprints, pipeline.state().birth),
-            replayed_until: answered.last.min(end_of_stream),
+            // Where all that was answered is gone, nothing is applied again.
+            replayed_until: if answered.last < *held.start() { 0 } else { answered.last.min(*held.end()) },
             answered,
             log: self.log.take().ok_or(DaemonError::Ended("session"))?,
             in_hand: match self.stream {
@@ -375,44 +388,43 @@ impl Daemon {
     async fn origin(&mut self, shutdown: &CancellationToken) -> Result<Option<Origin>, DaemonError> {
         let Some(context) = &self.stream else {
             let incarnation = "core".to_owned();
-            let Some(state) = self.restored.take() else {
-                return Ok(Some(Origin {
-                    start: Start::Source { incarnation: incarnation.clone(), birth: 0 },
-                    incarnation,
-                    is_new: true,
-                    last: 0,
-                }));
-            };
+            let is_new = self.restored.is_none();
+            let state = self.take_restored(&incarnation, 0);
             // Frames that came after the state are gone: what was decided meanwhile counts from the first new one on.
             let decisions = self.decisions(&state, true)?;
-            return Ok(Some(Origin { start: Start::Resume { state: Box::new(state), decisions }, incarnation, is_new: false, last: 0 }));
+            return Ok(Some(Origin { start: Start::Resume { state: Box::new(state), decisions }, incarnation, is_new, held: 0..=0 }));
         };
         self.lines.shared.set_phase(Phase::WaitingForStream);
         let (stored, is_rewritten) = (self.restored.as_ref(), self.is_rewritten);
         let read = || Facts::read(context, &self.subjects, stored, is_rewritten);
-        let Some(Facts { incarnation, change, birth, last }) =
+        let Some(Facts { incarnation, change, birth, held }) =
             persevere("the streams are not there yet", &self.lines.shared, shutdown, read).await
         else {
             return Ok(None);
         };
         self.is_rewritten = false;
-        let Some(mut state) = self.restored.take() else {
-            return Ok(Some(Origin { start: Start::Source { incarnation: incarnation.clone(), birth }, incarnation, is_new: true, last }));
-        };
-        let decisions = self.decisions(&state, change.is_some())?;
-        let is_new = change.is_some();
+        let is_new = change.is_some() || self.restored.is_none();
+        let mut state = self.take_restored(&incarnation, birth);
+        let mut decisions = self.decisions(&state, change.is_some())?;
+        // The frames before it are gone: nothing is waited for that was decided among them.
+        decisions.iter_mut().filter(|scheduled| scheduled.after.0 < *held.start()).for_each(|scheduled| scheduled.after = FrameSeq(0));
         if let Some(change) = change {
             let event = change.apply(&mut state, &incarnation);
             tracing::warn!(?event, sequence = state.sequence.0, "the stream is not the checkpoint's: weights are kept");
             telemetry::STREAM_BREAKS.count_by(event.kind());
             self.lines.outbox.push(Outgoing::event(&self.subjects, &event, state.sequence));
         }
-        Ok(Some(Origin { start: Start::Resume { state: Box::new(state), decisions }, incarnation, is_new, last }))
+        Ok(Some(Origin { start: Start::Resume { state: Box::new(state), decisions }, incarnation, is_new, held }))
+    }
+
+    /// The state to go on from; without one the source weights, and then every written decision is still to be made.
+    fn take_restored(&mut self, incarnation: &str, birth: u64) -> DurableState {
+        self.restored.take().unwrap_or_else(|| pipeline::first_state(&self.bundle, &self.config.adapt, incarnation.to_owned(), birth))
     }
 
     /// What was decided after `state`; see [`DecisionLog::scheduled`].
     fn decisions(&self, state: &DurableState, at_once: bool) -> Result<Vec<Scheduled>, StoreError> {
-        self.log.as_ref().map_or(Ok(Vec::new()), |log| log.scheduled(state, at_once, &self.bundle.classifier))
+        self.log.as_ref().map_or(Ok(Vec::new()), |log| log.scheduled(state, at_once, &self.meta.fingerprints))
     }
 }
 
@@ -470,7 +482,7 @@ pub(crate) fn fingerprints(config: &Config, bundle: &Bundle, secret: &NoiseSecre
     let entries = [
         ("build", build()),
         // The list of hashes that every file of the bundle was checked against.
-        ("bundle", blake3::hash(&std::fs::read(&config.bundle.files.hashes).unwrap_or_default()).to_hex().to_string()),
+        (BUNDLE_FINGERPRINT, blake3::hash(&std::fs::read(&config.bundle.files.hashes).unwrap_or_default()).to_hex().to_string()),
         ("configuration", config.fingerprint()),
         ("execution", execution()),
         ("labels", labels.finalize().to_hex().to_string()),

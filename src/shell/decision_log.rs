@@ -7,10 +7,10 @@
 
 use super::store::{self, DECISIONS_FILE, Generation, StoreError};
 use crate::frame::FrameSeq;
-use crate::model::{Tensors, parameters};
 use crate::pipeline::{Decision, Scheduled};
 use crate::state::DurableState;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,16 @@ pub enum Action {
     Adapt { enabled: bool },
     Reset {},
     RollBack { generation: Generation },
+}
+
+impl Action {
+    /// The generation that a roll-back goes to.
+    pub fn target(self) -> Option<Generation> {
+        match self {
+            Self::RollBack { generation } => Some(generation),
+            Self::Adapt { .. } | Self::Reset {} => None,
+        }
+    }
 }
 
 /// What an operator decided, and where.
@@ -91,23 +101,27 @@ impl DecisionLog {
     }
 
     /// What was decided after `state`: at its place among the frames, or before all of them where it was decided on another
-    /// stream, or `at_once`.
+    /// stream, or `at_once`. `fingerprints` are those of the bundle that goes on.
     ///
     /// # Errors
     /// Those of [`store::load_pinned`].
-    pub fn scheduled(&self, state: &DurableState, at_once: bool, source: &Tensors) -> Result<Vec<Scheduled>, StoreError> {
+    pub fn scheduled(
+        &self,
+        state: &DurableState,
+        at_once: bool,
+        fingerprints: &BTreeMap<String, String>,
+    ) -> Result<Vec<Scheduled>, StoreError> {
         let scheduled = |decided: &Decided| {
             let decision = match decided.action {
                 Action::Adapt { enabled } => Decision::Adapt { enabled },
                 Action::Reset {} => Decision::Reset,
                 Action::RollBack { .. } => {
-                    let learner = store::load_pinned(&self.dir, decided.number)?.learner;
-                    match parameters::check(&learner.weights, source) {
-                        Ok(()) => Decision::RollBack(Box::new(learner)),
-                        Err(error) => {
-                            tracing::warn!(%error, number = decided.number, "a roll-back went to another bundle's weights: the source weights instead");
-                            Decision::Reset
-                        }
+                    let (pinned, meta) = store::load_pinned(&self.dir, decided.number)?;
+                    if meta.is_of_bundle(fingerprints) {
+                        Decision::RollBack(Box::new(pinned.learner))
+                    } else {
+                        tracing::warn!(number = decided.number, "a roll-back went to another bundle's weights: the source weights instead");
+                        Decision::Reset
                     }
                 }
             };

@@ -8,16 +8,17 @@
 
 use super::decision_log::{Action, Decided, DecisionLog};
 use super::in_hand::InHand;
-use super::queue::{Answer, Arrival, Asker, AtLimit, Inbox, Input, Order, Outbox, Outgoing, Refusal};
+use super::queue::{Answer, Arrival, Asker, AtLimit, Inbox, Input, Label, Order, Outbox, Outgoing, Refusal};
 use super::replay::{Answered, PredictionId, Replayed};
 use super::status::Shared;
+use super::store::Generation;
 use super::store_thread::{Reply, Save, StoreOrder, StoreQueue};
 use super::telemetry::{self, Telemetry};
-use crate::config::{Config, OutputFormat};
+use crate::config::Config;
 use crate::decode::{self, Limits, Message, Reject};
 use crate::frame::FrameSeq;
 use crate::model::ImageShape;
-use crate::observation::{DriftState, Observation};
+use crate::observation::Observation;
 use crate::pipeline::{Decision, Effect, Event, Job, Pipeline, PipelineError};
 use crate::prediction::{Prediction, StageLatency};
 use crate::proof::{HistoryId, PROOF_HEADER, Proof};
@@ -65,10 +66,7 @@ impl Codec {
             limits: config.limits.of_decoder(),
             shape: config.bundle.classifier_config(classes).image(),
             classes,
-            format: match config.output.format {
-                OutputFormat::Msgpack => Format::Msgpack,
-                OutputFormat::Json => Format::Json,
-            },
+            format: config.output.format,
             subjects,
             id_prefix,
             at_limit,
@@ -93,9 +91,6 @@ pub struct Engine {
     deciding: VecDeque<(Decision, Action, Asker)>,
     /// When the last commands came that change something; at most [`COMMANDS_MAX`].
     commanded: VecDeque<Instant>,
-    /// Last states that events were published of.
-    drift: DriftState,
-    is_collapsed: bool,
 }
 
 /// What happened before the session, and is added to by it.
@@ -121,9 +116,7 @@ pub struct Finished {
 impl Engine {
     pub fn new(pipeline: Pipeline, codec: Codec, lines: Lines, jobs: Sender<Job>, telemetry: Telemetry, history: History) -> Self {
         let status = pipeline.status();
-        telemetry::ADAPT_ENABLED.set(f64::from(u8::from(status.adapt == "on")));
-        telemetry::WEIGHTS_VERSION.set(status.weights_version as f64);
-        let drift = status.drift;
+        telemetry::show_status(&status);
         lines.shared.set_pipeline(status);
         Self {
             pipeline,
@@ -136,8 +129,6 @@ impl Engine {
             history,
             deciding: VecDeque::new(),
             commanded: VecDeque::new(),
-            drift,
-            is_collapsed: false,
         }
     }
 
@@ -159,6 +150,9 @@ impl Engine {
                         Flow::GoOn => {}
                         Flow::Rewritten => return self.finish(true),
                     }
+                }
+                Input::Label(Label { camera, label }) => {
+                    self.apply(Event::Label { camera, frame_id: label.frame_id, label: label.label })?;
                 }
                 Input::Order(Order::Stop) => return self.finish(false),
                 Input::Order(order) => self.obey(order)?,
@@ -263,7 +257,6 @@ impl Engine {
                 self.windows_out = self.windows_out.saturating_sub(1);
                 self.apply(Event::Adapted(adapted))
             }
-            Order::Label { camera, label } => self.apply(Event::Label { camera, frame_id: label.frame_id, label: label.label }),
             Order::Control(command, asker) => {
                 self.control(command, asker);
                 Ok(())
@@ -293,7 +286,7 @@ impl Engine {
             Command::Adapt { enabled } => self.deciding.push_back((Decision::Adapt { enabled }, Action::Adapt { enabled }, asker)),
             Command::Reset => self.deciding.push_back((Decision::Reset, Action::Reset {}, asker)),
             Command::Checkpoint => match self.check(asker.terms) {
-                Ok(()) => self.save(asker.reply),
+                Ok(()) => self.save(asker.reply, None),
                 Err(error) => asker.answer(Err((&error).into())),
             },
             Command::Status => asker.answer(Ok(self.lines.shared.report())),
@@ -340,19 +333,22 @@ impl Engine {
                 }
                 self.apply(Event::Decided(decision))?;
             }
-            self.save(asker.reply);
+            self.save(asker.reply, action.target());
         }
         Ok(())
     }
 
-    fn save(&self, reply: oneshot::Sender<Answer>) {
+    fn save(&self, reply: oneshot::Sender<Answer>, rolled_back_to: Option<Generation>) {
         let status = self.pipeline.status();
-        let body = serde_json::json!({
+        let mut body = serde_json::json!({
             "adapt": status.adapt,
             "decision": status.decision,
             "sequence": status.sequence,
             "weights_version": status.weights_version,
         });
+        if let Some(generation) = rolled_back_to {
+            body["rolled_back_to"] = generation.0.into();
+        }
         self.persist(Box::new(self.pipeline.state()), vec![Reply { to: reply, body }]);
     }
 
@@ -373,9 +369,7 @@ impl Engine {
     fn carry_out(&mut self, effects: Vec<Effect>) {
         // Before the answers leave: who has an answer and asks for the status finds it counted.
         let status = self.pipeline.status();
-        telemetry::DRIFT_SCORE.set(status.drift_score);
-        telemetry::PREDICTION_DIVERSITY.set(status.diversity);
-        telemetry::FROZEN.set(f64::from(u8::from(status.frozen)));
+        telemetry::show_status(&status);
         self.lines.shared.set_pipeline(status);
         for effect in effects {
             match effect {
@@ -428,14 +422,8 @@ impl Engine {
     fn observe(&mut self, observation: &Observation) {
         self.telemetry.observe(observation);
         let event = match *observation {
-            Observation::Drift { state, score } if state != self.drift => {
-                self.drift = state;
-                EventRecord::Drift { state, score }
-            }
-            Observation::Collapse { is_collapsed, diversity } if is_collapsed != self.is_collapsed => {
-                self.is_collapsed = is_collapsed;
-                EventRecord::Collapse { is_collapsed, diversity }
-            }
+            Observation::Drift { state, score } => EventRecord::Drift { state, score },
+            Observation::Collapse { is_collapsed, diversity } => EventRecord::Collapse { is_collapsed, diversity },
             Observation::AdaptationSwitched { enabled } => EventRecord::Adapt { enabled },
             Observation::Frozen { version } => EventRecord::Freeze { weights_version: version },
             Observation::WeightsReset => EventRecord::Reset {},

@@ -115,6 +115,8 @@ impl Cursor {
 pub struct StreamFacts {
     /// Name and time of creation.
     pub incarnation: String,
+    /// Of the first message that it has; behind the last where it has none.
+    pub first_sequence: u64,
     pub last_sequence: u64,
 }
 
@@ -161,7 +163,7 @@ pub(crate) fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Na
 pub fn facts(stream: &Stream) -> StreamFacts {
     let info = stream.cached_info();
     let incarnation = format!("{}@{}", info.config.name, info.created.unix_timestamp_nanos());
-    StreamFacts { incarnation, last_sequence: info.state.last_sequence }
+    StreamFacts { incarnation, first_sequence: info.state.first_sequence, last_sequence: info.state.last_sequence }
 }
 
 /// Whether the message with this number is another than the frame that was applied under it; false where it is gone.
@@ -169,12 +171,23 @@ pub fn facts(stream: &Stream) -> StreamFacts {
 /// # Errors
 /// `JetStream` where the broker does not answer.
 pub async fn is_rewritten(stream: &Stream, sequence: u64, mark: &FrameMark) -> Result<bool, NatsError> {
+    Ok(mark_of(stream, sequence).await?.is_some_and(|found| found != *mark))
+}
+
+/// Of the message with this number; none where it is gone.
+///
+/// # Errors
+/// `JetStream` where the broker does not answer.
+pub async fn mark_of(stream: &Stream, sequence: u64) -> Result<Option<FrameMark>, NatsError> {
+    if sequence == 0 {
+        return Ok(None);
+    }
     match stream.get_raw_message(sequence).await {
         Ok(message) => {
-            let time = i64::try_from(message.time.unix_timestamp_nanos()).ok();
-            Ok(blake3::hash(&message.payload) != mark.payload_hash || time != mark.broker_time_ns)
+            let broker_time_ns = i64::try_from(message.time.unix_timestamp_nanos()).ok();
+            Ok(Some(FrameMark { payload_hash: blake3::hash(&message.payload).into(), broker_time_ns }))
         }
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(boxed(error)),
     }
 }

@@ -96,12 +96,14 @@ async fn send_plainly(client: &Client, message: Outgoing, outbox: &Outbox) {
 }
 
 /// What came of the oldest prediction on the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
     /// At the place where it belongs.
     Stored,
     /// The broker has seen its id before.
     Repeated,
+    /// The broker has refused it, or said nothing.
+    Unacknowledged(PublishError),
+    /// It was not sent, or is at another place.
     Unknown,
 }
 
@@ -129,11 +131,13 @@ struct Writer {
     /// Number of the last prediction that is known to be stored; none before the stream was looked at.
     last: Option<u64>,
     in_flight: VecDeque<InFlight>,
+    /// Looks at the end of the stream, one after the other, that have found nothing stored.
+    failures: usize,
 }
 
 impl Writer {
     fn new(context: Context, subjects: Subjects) -> Self {
-        Self { context, subjects, id: nats::chance_id(), last: None, in_flight: VecDeque::new() }
+        Self { context, subjects, id: nats::chance_id(), last: None, in_flight: VecDeque::new(), failures: 0 }
     }
 
     /// Sends behind what is on the way.
@@ -162,10 +166,7 @@ impl Writer {
             Ok(ack) if ack.duplicate => Sent::Repeated,
             Ok(ack) if ack.sequence == last + 1 => Sent::Stored,
             Ok(_) => Sent::Unknown,
-            Err(error) => {
-                tracing::debug!(%error, "prediction not acknowledged");
-                Sent::Unknown
-            }
+            Err(error) => Sent::Unacknowledged(error),
         }
     }
 
@@ -173,23 +174,42 @@ impl Writer {
         let Some(stored) = self.in_flight.pop_front() else { return 0 };
         telemetry::STAGE_DURATION.record_by("publish", stored.message.made.elapsed().as_secs_f64());
         self.last = self.last.map(|last| last + 1);
+        self.failures = 0;
         1
     }
 
-    /// Looks at the end of the stream, forgets what is stored and sends the rest again. Gives the count of those stored.
+    /// Looks at the end of the stream, forgets what is stored and sends the rest again; after a pause where nothing was stored
+    /// the last time either. Gives the count of those stored.
     async fn recover(&mut self, sent: Sent) -> Result<usize, Fenced> {
         self.in_flight.iter_mut().for_each(|in_flight| in_flight.acknowledgement = None);
         let tail = self.read_tail().await;
         // What was stored once and is there no more was deleted: to send it again would change nothing.
-        let stored = self.stored(&tail)?.max(usize::from(sent == Sent::Repeated));
-        self.last = Some(tail.last);
+        let stored = self.stored(&tail)?.max(usize::from(matches!(sent, Sent::Repeated)));
+        // Before the first look nothing was sent.
+        let was_sent = self.last.replace(tail.last).is_some();
         self.in_flight.drain(..stored);
+        self.failures = if stored == 0 { self.failures + 1 } else { 0 };
+        if self.failures > 1 {
+            self.pause(&sent).await;
+        }
         let messages = std::mem::take(&mut self.in_flight);
         for InFlight { message, .. } in messages {
-            telemetry::PUBLISH_RETRIES.count(1);
+            telemetry::PUBLISH_RETRIES.count(u64::from(was_sent));
             self.send(message).await;
         }
         Ok(stored)
+    }
+
+    /// Lets a broker that stores nothing be. Its reason is told once, until it stores something.
+    async fn pause(&mut self, sent: &Sent) {
+        match sent {
+            Sent::Unacknowledged(error) if self.failures == 2 => {
+                tracing::warn!(%error, "NATS does not store predictions: they are sent again")
+            }
+            Sent::Unacknowledged(error) => tracing::debug!(%error, "prediction not stored"),
+            _ => {}
+        }
+        tokio::time::sleep(nats::jittered(self.failures - 1, RETRY_DELAY_MAX)).await;
     }
 
     async fn read_tail(&mut self) -> Tail {
@@ -201,6 +221,10 @@ impl Writer {
             match Tail::read(&self.context, &self.subjects).await {
                 Ok(tail) => return tail,
                 Err(error) => tracing::warn!(%error, "the stream of predictions cannot be read"),
+            }
+            // It may have been deleted; while frames are held back nobody else would make it again.
+            if let Err(error) = super::jetstream::ensure_streams(&self.context, &self.subjects).await {
+                tracing::debug!(%error, "the streams cannot be made");
             }
             tokio::time::sleep(nats::jittered(attempt, RETRY_DELAY_MAX)).await;
         }

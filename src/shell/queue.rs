@@ -1,8 +1,8 @@
 //! The two bounded queues between the sockets and the device thread.
 //!
-//! [`Inbox`]: all that the device thread is told, in one queue with two lanes; orders (labels, control, finished
-//! adaptation) overtake frames. [`Outbox`]: all that it wants published.
-//! Invariants: frames are limited in messages and in bytes, orders and publications in messages; what is dropped at a
+//! [`Inbox`]: all that the device thread is told, in one queue with three lanes; orders (control, finished adaptation) overtake
+//! labels and frames, and a few labels come between two frames. [`Outbox`]: all that it wants published.
+//! Invariants: frames are limited in messages and in bytes, orders, labels and publications in messages; what is dropped at a
 //! limit is counted with its reason. Frames come out in the order they went in.
 //! Locks are held for the length of a push or a pop and never across an await.
 
@@ -20,8 +20,11 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
-/// Labels and control messages that may wait.
-const ORDERS_MAX: usize = 4096;
+/// Control messages that may wait, and labels.
+const CONTROL_MAX: usize = 4096;
+const LABELS_MAX: usize = 4096;
+/// Labels that a frame which could be taken waits for.
+const LABELS_PER_FRAME: usize = 64;
 
 /// A frame as it arrived.
 pub struct Arrival {
@@ -68,13 +71,15 @@ impl Asker {
     }
 }
 
+/// A label that came after its frame.
+pub struct Label {
+    pub camera: String,
+    pub label: LabelMessage,
+}
+
 /// What overtakes frames.
 pub enum Order {
     Adapted(Box<Adapted>),
-    Label {
-        camera: String,
-        label: LabelMessage,
-    },
     Control(Command, Asker),
     /// A checkpoint that the store has read for an operator.
     RollBack(Generation, Box<DurableState>, Asker),
@@ -84,6 +89,7 @@ pub enum Order {
 /// What the device thread does next.
 pub enum Input {
     Order(Order),
+    Label(Label),
     Frame { arrival: Arrival, is_overloaded: bool },
 }
 
@@ -107,6 +113,9 @@ pub struct Limits {
 #[derive(Default)]
 struct Lanes {
     orders: VecDeque<Order>,
+    labels: VecDeque<Label>,
+    /// Since the last frame was taken.
+    labels_taken: usize,
     frames: VecDeque<Arrival>,
     /// Of the payloads and headers in `frames`.
     bytes: usize,
@@ -165,12 +174,22 @@ impl Inbox {
         self.arrived.notify_one();
     }
 
+    /// Takes a label in; `false` where too many wait.
+    pub fn push_label(&self, label: Label) -> bool {
+        let mut lanes = self.lanes.lock();
+        let has_room = lanes.labels.len() < LABELS_MAX;
+        if has_room {
+            lanes.labels.push_back(label);
+            self.arrived.notify_one();
+        }
+        has_room
+    }
+
     /// Takes an order in; `false` where too many wait.
     pub fn push_order(&self, order: Order) -> bool {
         let mut lanes = self.lanes.lock();
         // What comes from within has limits of its own: one `Stop`, and a few windows at the adapter.
-        let is_limited = matches!(order, Order::Label { .. } | Order::Control(..));
-        if is_limited && lanes.orders.len() >= ORDERS_MAX {
+        if matches!(order, Order::Control(..)) && lanes.orders.len() >= CONTROL_MAX {
             return false;
         }
         lanes.orders.push_back(order);
@@ -189,14 +208,22 @@ impl Inbox {
         !self.lanes.lock().frames.is_empty()
     }
 
-    /// Waits for an order, or for a frame whose number is accepted.
+    /// Waits for an order, a label, or a frame whose number is accepted.
     pub fn next(&self, accepts: impl Fn(FrameSeq) -> bool) -> Input {
         let mut lanes = self.lanes.lock();
         loop {
             if let Some(order) = lanes.orders.pop_front() {
                 return Input::Order(order);
             }
-            if lanes.frames.front().is_some_and(|arrival| accepts(FrameSeq(arrival.sequence))) {
+            let is_frame_due = lanes.frames.front().is_some_and(|arrival| accepts(FrameSeq(arrival.sequence)));
+            if (!is_frame_due || lanes.labels_taken < LABELS_PER_FRAME)
+                && let Some(label) = lanes.labels.pop_front()
+            {
+                lanes.labels_taken += 1;
+                return Input::Label(label);
+            }
+            lanes.labels_taken = 0;
+            if is_frame_due {
                 let is_overloaded = self.limits.at_limit == AtLimit::ShedOldest && lanes.is_above_half(&self.limits);
                 if let Some(arrival) = lanes.pop() {
                     lanes.show();
@@ -219,16 +246,18 @@ impl Inbox {
         lanes.orders.pop_front()
     }
 
-    /// Drops windows of an adapter that has ended.
-    pub fn forget_windows(&self) {
-        self.lanes.lock().orders.retain(|order| !matches!(order, Order::Adapted(_)));
+    /// Drops what a session that has ended was still told: windows of its adapter, and to stop.
+    pub fn forget_session(&self) {
+        self.lanes.lock().orders.retain(|order| !matches!(order, Order::Adapted(_) | Order::Stop));
     }
 
-    /// Drops what waits, counted; what the stream holds comes again, what came by core NATS does not.
+    /// Drops what waits. What the stream holds comes again; what came by core NATS does not, and is counted.
     pub fn shed_all(&self) {
         let mut lanes = self.lanes.lock();
         while lanes.pop().is_some() {
-            telemetry::FRAMES_SHED.count_by("shutdown");
+            if self.limits.at_limit == AtLimit::ShedOldest {
+                telemetry::FRAMES_SHED.count_by("shutdown");
+            }
         }
         lanes.show();
     }
@@ -375,5 +404,76 @@ impl Outbox {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::ClassIndex;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    fn inbox(at_limit: AtLimit) -> Inbox {
+        Inbox::new(Limits { frames: 16, bytes: 1024, at_limit })
+    }
+
+    fn label() -> Label {
+        Label { camera: "cam".to_owned(), label: LabelMessage { frame_id: "a".to_owned(), label: ClassIndex(0) } }
+    }
+
+    async fn push_frame(inbox: &Inbox, sequence: u64) {
+        let (subject, payload) = ("undrift.v1.frames.cam".into(), Bytes::from_static(b"frame"));
+        let message = Message { subject, reply: None, payload, headers: None, status: None, description: None, length: 5 };
+        inbox.push_frame(Arrival { message, sequence, broker_time_ns: None, received: Instant::now() }).await;
+    }
+
+    #[test]
+    fn a_session_is_not_ended_by_the_stop_of_the_one_before() {
+        let inbox = inbox(AtLimit::HoldBack);
+        let (reply, _answer) = oneshot::channel();
+        inbox.push_order(Order::Stop);
+        inbox.push_order(Order::Control(Command::Reset, Asker { terms: Terms::default(), reply }));
+        inbox.forget_session();
+        assert!(matches!(inbox.next_order(Instant::now()), Some(Order::Control(..))));
+        assert!(inbox.next_order(Instant::now()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_labels_keeps_neither_commands_nor_frames_out() {
+        let inbox = inbox(AtLimit::HoldBack);
+        while inbox.push_label(label()) {}
+        for sequence in 1..=4 {
+            push_frame(&inbox, sequence).await;
+        }
+        let (reply, _answer) = oneshot::channel();
+        let asker = Asker { terms: Terms::default(), reply };
+        assert!(inbox.push_order(Order::Control(Command::Adapt { enabled: false }, asker)), "a command has room of its own");
+        assert!(matches!(inbox.next(|_| true), Input::Order(Order::Control(..))), "it overtakes labels");
+        for sequence in 1..=4 {
+            for _ in 0..LABELS_PER_FRAME {
+                assert!(matches!(inbox.next(|_| true), Input::Label(_)), "labels before frame {sequence}");
+            }
+            let Input::Frame { arrival, .. } = inbox.next(|_| true) else { panic!("frame {sequence} is due") };
+            assert_eq!(arrival.sequence, sequence);
+        }
+        for _ in 4 * LABELS_PER_FRAME..LABELS_MAX {
+            assert!(matches!(inbox.next(|_| true), Input::Label(_)), "no label is lost");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_no_stream_delivers_again_counts_as_shed_at_the_end() {
+        for (at_limit, is_lost) in [(AtLimit::ShedOldest, true), (AtLimit::HoldBack, false)] {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            let inbox = inbox(at_limit);
+            for sequence in 1..=3 {
+                push_frame(&inbox, sequence).await;
+            }
+            metrics::with_local_recorder(&recorder, || inbox.shed_all());
+            let text = recorder.handle().render();
+            let is_counted = text.contains("undrift_frames_shed_total{reason=\"shutdown\"} 3");
+            assert_eq!((is_counted, text.contains("undrift_frames_shed_total")), (is_lost, is_lost), "{at_limit:?}: {text}");
+            assert!(text.contains("undrift_queue_frames 0"), "{text}");
+        }
     }
 }

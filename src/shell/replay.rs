@@ -62,7 +62,8 @@ impl Tail {
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => (0, HeaderMap::new()),
             Err(error) => return Err(boxed(error)),
         };
-        Ok(Self { last, newest, headers })
+        // The stream may have grown between the two questions.
+        Ok(Self { last: last.max(newest), newest, headers })
     }
 }
 

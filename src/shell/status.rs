@@ -19,6 +19,7 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Loading,
+    WaitingForNats,
     WaitingForStream,
     Running,
     Stopping,
@@ -28,6 +29,7 @@ impl Phase {
     fn name(self) -> &'static str {
         match self {
             Self::Loading => "loading the model",
+            Self::WaitingForNats => "waiting for NATS",
             Self::WaitingForStream => "waiting for the stream",
             Self::Running => "running",
             Self::Stopping => "stopping",
@@ -152,13 +154,13 @@ impl Shared {
 
     /// Whether the model is there, whatever the connection does.
     pub fn has_started(&self) -> bool {
-        matches!(*self.phase.lock(), Phase::Running | Phase::Stopping)
+        *self.phase.lock() != Phase::Loading
     }
 
     /// Why frames cannot be answered now; none when they can.
     pub fn obstacle(&self) -> Option<&'static str> {
         match *self.phase.lock() {
-            Phase::Running if !*self.connected.borrow() => Some("not connected to NATS"),
+            Phase::WaitingForNats | Phase::WaitingForStream | Phase::Running if !*self.connected.borrow() => Some("not connected to NATS"),
             Phase::Running => self.stalled.lock().map(stall::obstacle),
             phase => Some(phase.name()),
         }

@@ -71,6 +71,10 @@ pub enum StoreError {
         "{path} is not as it was written: without it, what operators decided since the checkpoints is lost; move it away to go on without"
     )]
     Decisions { path: PathBuf },
+    #[error(
+        "{path} is not there, which an operator rolled back to: what was decided cannot be made again; move {DECISIONS_FILE} away to go on without"
+    )]
+    Unpinned { path: PathBuf },
     #[error("{path} must hold 64 hex digits")]
     NoiseKey { path: PathBuf },
     #[error("the system gave no random bytes: {0}")]
@@ -277,9 +281,10 @@ pub fn load(dir: &Path, generation: Generation) -> Result<(DurableState, Meta), 
 /// The state that the roll-back with this number went to.
 ///
 /// # Errors
-/// As [`load`].
-pub fn load_pinned(dir: &Path, number: u64) -> Result<DurableState, StoreError> {
-    load_file(&dir.join(pin_name(number))).map(|(state, _)| state)
+/// `Unpinned` where it is gone, and those of [`load`].
+pub fn load_pinned(dir: &Path, number: u64) -> Result<(DurableState, Meta), StoreError> {
+    let path = dir.join(pin_name(number));
+    load_file(&path).map_err(|error| if error.is_not_found() { StoreError::Unpinned { path } } else { error })
 }
 
 /// Keeps the file of `generation` under the number of the decision that needs it.

@@ -4,9 +4,10 @@
 //! waits. With a stream, a checkpoint is written only when every prediction of its frames is stored: frames that were
 //! applied and not answered come again after a crash.
 
+use super::decision_log::DecisionLog;
 use super::engine::Lines;
 use super::queue::{Answer, Asker, Order, Outbox, Outgoing};
-use super::store::{self, Generation, Store, StoreError};
+use super::store::{self, Generation, Listed, Store, StoreError};
 use super::telemetry;
 use crate::checkpoint::Meta;
 use crate::state::DurableState;
@@ -21,6 +22,23 @@ use tokio::sync::oneshot;
 const ANSWERS_PATIENCE: Duration = Duration::from_secs(5);
 /// Reads that may wait.
 const READS_MAX: usize = 16;
+
+/// Why there is nothing to roll back to.
+#[derive(Debug, thiserror::Error)]
+enum RollBackError {
+    #[error("there is no checkpoint with earlier weights")]
+    Nothing,
+    #[error("generation {generation} is of another bundle: its weights are another model's")]
+    Bundle { generation: Generation },
+    #[error(transparent)]
+    Store(Box<StoreError>),
+}
+
+impl From<StoreError> for RollBackError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
+}
 
 /// A state to write.
 pub struct Save {
@@ -40,7 +58,7 @@ pub struct Reply {
 /// What the store thread is told.
 pub enum StoreOrder {
     Save(Save),
-    /// Read a generation for a roll-back; none is the one before the newest.
+    /// Read a generation for a roll-back; none is one with earlier weights.
     Read {
         generation: Option<u64>,
         asker: Asker,
@@ -149,7 +167,10 @@ pub fn run(store: &mut Store, dir: &Path, meta: &Meta, lines: &Lines, subjects: 
                     lines.store.put_back(save);
                 }
             }
-            StoreOrder::Read { generation, asker } => read(dir, generation, asker, lines),
+            StoreOrder::Read { generation, asker } => match state_to_go_back_to(dir, generation, meta) {
+                Ok((generation, state)) => drop(lines.inbox.push_order(Order::RollBack(generation, Box::new(state), asker))),
+                Err(error) => refuse(asker.reply, &error.to_string()),
+            },
         }
     }
 }
@@ -181,22 +202,32 @@ fn write(store: &mut Store, meta: &Meta, save: Save, outbox: &Outbox, subjects: 
     }
 }
 
-fn read(dir: &Path, generation: Option<u64>, asker: Asker, lines: &Lines) {
+/// The state of a generation, or of the one before the present, if its weights are this bundle's.
+fn state_to_go_back_to(dir: &Path, generation: Option<u64>, meta: &Meta) -> Result<(Generation, DurableState), RollBackError> {
     let generation = match generation {
-        Some(generation) => Ok(Some(Generation(generation))),
-        None => generation_before(dir),
+        Some(generation) => Generation(generation),
+        None => generation_before(dir, meta)?.ok_or(RollBackError::Nothing)?,
     };
-    match generation.and_then(|generation| generation.map(|of| store::load(dir, of).map(|(state, _)| (of, state))).transpose()) {
-        Ok(Some((generation, state))) => drop(lines.inbox.push_order(Order::RollBack(generation, Box::new(state), asker))),
-        Ok(None) => refuse(asker.reply, "there is no checkpoint with earlier weights"),
-        Err(error) => refuse(asker.reply, &error.to_string()),
-    }
+    let (state, written) = store::load(dir, generation)?;
+    if written.is_of_bundle(&meta.fingerprints) { Ok((generation, state)) } else { Err(RollBackError::Bundle { generation }) }
 }
 
-/// The newest generation whose learner is another than the newest checkpoint's.
-fn generation_before(dir: &Path) -> Result<Option<Generation>, StoreError> {
-    let mut readable = store::list(dir)?.into_iter().flatten();
-    let Some(newest) = readable.next() else { return Ok(None) };
-    let version = newest.header.scalars.learner_version;
-    Ok(readable.find(|listed| listed.header.scalars.learner_version != version).map(|listed| listed.generation))
+/// The newest generation with other weights than the present ones that no roll-back has left behind: the next is further back.
+fn generation_before(dir: &Path, meta: &Meta) -> Result<Option<Generation>, StoreError> {
+    let listed: Vec<Listed> = store::list(dir)?.into_iter().flatten().collect();
+    let log = DecisionLog::open(dir)?;
+    let roll_backs = || log.after(0).iter().filter_map(|decided| Some((decided.number, decided.action.target()?)));
+    let decided = |listed: &Listed| listed.header.scalars.control.generation;
+    // A checkpoint may hold less than was decided: that of a roll-back within a window comes with the window's end.
+    let newest = listed.first().map(|newest| (decided(newest), newest.generation));
+    let Some((_, present)) = roll_backs().chain(newest).max_by_key(|&(number, _)| number) else { return Ok(None) };
+    let Some(present) = listed.iter().find(|listed| listed.generation == present) else { return Ok(None) };
+    let is_left_behind = |listed: &Listed| roll_backs().any(|(number, target)| listed.generation > target && decided(listed) < number);
+    let is_earlier = |other: &&Listed| {
+        other.generation < present.generation
+            && !other.header.has_learner_of(&present.header)
+            && other.header.meta.is_of_bundle(&meta.fingerprints)
+            && !is_left_behind(other)
+    };
+    Ok(listed.iter().find(is_earlier).map(|listed| listed.generation))
 }

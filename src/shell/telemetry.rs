@@ -3,13 +3,14 @@
 //! Every stage reports here; Prometheus reads it at `/metrics`. [`METRICS`] is the whole set, and the README's table is
 //! made of it.
 //! Invariants: every series that can be known beforehand exists from the start, at zero, so that `rate()` and alerts see
-//! zero and not absence. A label's values come from an enum, the bundle's labels or a bounded set; never from an error
-//! text or a frame.
+//! zero and not absence; a gauge of what is not known yet is NaN. What a checkpoint keeps is shown after a restart as before it.
+//! A label's values come from an enum, the bundle's labels or a bounded set; never from an error text or a frame.
 //! Absent on purpose: a listener (`http.rs` serves the text) and any decision that depends on a metric.
 
 use crate::decode::Reject;
 use crate::frame::ClassIndex;
 use crate::observation::{DriftState, Observation, SkipReason, WindowReport};
+use crate::pipeline::Status;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -45,15 +46,22 @@ pub struct Metric {
     label: Option<&'static str>,
     /// Values of `label` that exist from the start.
     values: &'static [&'static str],
+    /// Of a gauge, before it is set.
+    start: f64,
 }
 
 impl Metric {
     const fn new(name: &'static str, kind: Kind, unit: &'static str, help: &'static str) -> Self {
-        Self { name, kind, unit, help, label: None, values: &[] }
+        Self { name, kind, unit, help, label: None, values: &[], start: 0.0 }
     }
 
     const fn by(self, label: &'static str, values: &'static [&'static str]) -> Self {
         Self { label: Some(label), values, ..self }
+    }
+
+    /// A gauge of what the start does not know.
+    const fn unknown_at_first(self) -> Self {
+        Self { start: f64::NAN, ..self }
     }
 
     pub fn count(&self, amount: u64) {
@@ -94,7 +102,7 @@ impl Metric {
     }
 
     /// Makes the series that are known beforehand exist; a histogram exists once it is registered.
-    fn start_at_zero(&self) {
+    fn start(&self) {
         let labels = match self.label {
             None => vec![vec![]],
             Some(label) => self.values.iter().map(|&value| vec![metrics::Label::new(label, value)]).collect(),
@@ -102,7 +110,7 @@ impl Metric {
         for labels in labels {
             match self.kind {
                 Kind::Counter => metrics::counter!(self.name, labels).increment(0),
-                Kind::Gauge => metrics::gauge!(self.name, labels).set(0.0),
+                Kind::Gauge => metrics::gauge!(self.name, labels).set(self.start),
                 Kind::Histogram(_) => drop(metrics::histogram!(self.name, labels)),
             }
         }
@@ -153,20 +161,21 @@ metrics_table! {
     FROZEN = Metric::new("undrift_frozen", Gauge, "", "1 from when what was learned turned out to do harm until an operator switches adaptation on.");
     CANARY_HARM = Metric::new("undrift_canary_harm_ratio", Gauge, "ratio", "Share of the canary's images that the source gets right and the weights do not, less the reverse; below 0 is a gain.");
     CANARY_EVIDENCE = Metric::new("undrift_canary_evidence", Gauge, "", "Evidence that the weights do harm: about 1 without, canary_evidence_max when they are taken back.");
-    ADAPT_LOSS = Metric::new("undrift_adapt_loss", Gauge, "", "Objective on the last window, before the adaptation step.");
-    DENOISING_LOSS = Metric::new("undrift_denoising_loss", Gauge, "", "Denoising loss of the diffusion model on the last window, under the best class.");
-    GRADIENT_NORM = Metric::new("undrift_gradient_norm", Gauge, "", "Euclidean norm of the last gradient, before clipping.");
-    DRAW_DISAGREEMENT = Metric::new("undrift_draw_disagreement_ratio", Gauge, "ratio", "Share of the last window's frames whose draws name different classes.");
-    RELIABILITY = Metric::new("undrift_reliability_ratio", Gauge, "ratio", "How far the diffusion model is believed.");
-    WEIGHTS_DISTANCE = Metric::new("undrift_weights_distance_ratio", Gauge, "ratio", "Distance of the weights from the source weights, over the norm of the source weights.");
+    ADAPT_LOSS = Metric::new("undrift_adapt_loss", Gauge, "", "Objective on the last window, before the adaptation step.").unknown_at_first();
+    DENOISING_LOSS = Metric::new("undrift_denoising_loss", Gauge, "", "Denoising loss of the diffusion model on the last window, under the best class.").unknown_at_first();
+    GRADIENT_NORM = Metric::new("undrift_gradient_norm", Gauge, "", "Euclidean norm of the last gradient, before clipping.").unknown_at_first();
+    DRAW_DISAGREEMENT = Metric::new("undrift_draw_disagreement_ratio", Gauge, "ratio", "Share of the last window's frames whose draws name different classes.").unknown_at_first();
+    RELIABILITY = Metric::new("undrift_reliability_ratio", Gauge, "ratio", "How far the diffusion model is believed.").unknown_at_first();
+    WEIGHTS_DISTANCE = Metric::new("undrift_weights_distance_ratio", Gauge, "ratio", "Distance of the weights from the source weights, over the norm of the source weights.").unknown_at_first();
     WEIGHTS_VERSION = Metric::new("undrift_weights_version", Gauge, "", "Version of the weights that answer.");
     CONTROL_MESSAGES = Metric::new("undrift_control_messages_total", Counter, "", "Messages on the control subjects by what came of them: done, or why not.")
         .by("outcome", &["done", "failed", "flood", "verb", "size", "payload", "header", "stale", "expired"]);
     RESETS = Metric::new("undrift_resets_total", Counter, "", "Times that weights were taken back: by an operator, or by the guard.").by("reason", &["reset", "rollback", "freeze"]);
     // Accuracy and drift
-    ACCURACY = Metric::new("undrift_accuracy_ratio", Gauge, "ratio", "Prequential accuracy over the last labelled frames.").by("model", &["adapted", "source"]);
-    ESTIMATED_ACCURACY = Metric::new("undrift_estimated_accuracy_ratio", Gauge, "ratio", "Accuracy of the answers as estimated without labels.");
-    LABELS_RECEIVED = Metric::new("undrift_labels_received_total", Counter, "", "Labels that came after their frames.").by("outcome", &["matched", "unmatched", "rejected", "shed"]);
+    ACCURACY = Metric::new("undrift_accuracy_ratio", Gauge, "ratio", "Prequential accuracy over the last labelled frames.").by("model", &["adapted", "source"]).unknown_at_first();
+    ESTIMATED_ACCURACY = Metric::new("undrift_estimated_accuracy_ratio", Gauge, "ratio", "Accuracy of the answers as estimated without labels.").unknown_at_first();
+    LABELS_RECEIVED = Metric::new("undrift_labels_received_total", Counter, "", "Labels that came after their frames by what came of them: matched, unmatched, or why not.")
+        .by("outcome", &["matched", "unmatched", "shed", "size", "format", "frame_id", "label"]);
     DRIFT_SCORE = Metric::new("undrift_drift_score", Gauge, "", "Standard deviations between the recent frames and the reference statistics.");
     DRIFT_STATE = Metric::new("undrift_drift_state", Gauge, "", "0 no drift, 1 warning, 2 drift.");
     COLLAPSE = Metric::new("undrift_collapse", Gauge, "", "1 while predictions are concentrated on few classes.");
@@ -215,7 +224,7 @@ pub enum TelemetryError {
     Twice,
 }
 
-/// Installs the recorder of this process and starts every series at zero.
+/// Installs the recorder of this process and starts every series.
 ///
 /// # Errors
 /// `Twice` where the process has a recorder already.
@@ -231,7 +240,7 @@ pub fn install() -> Result<PrometheusHandle, TelemetryError> {
     metrics::set_global_recorder(recorder).map_err(|_| TelemetryError::Twice)?;
     for metric in METRICS {
         metric.describe();
-        metric.start_at_zero();
+        metric.start();
     }
     BUILD_INFO.set_by(env!("CARGO_PKG_VERSION"), 1.0);
     PROCESS_START.set(seconds_since_1970());
@@ -300,18 +309,14 @@ impl Telemetry {
 
     pub fn observe(&mut self, observation: &Observation) {
         match observation {
-            Observation::Answered { camera, label, confidence, entropy, .. } => {
+            Observation::Answered { camera, label, confidence, entropy } => {
                 FRAMES_ANSWERED.count_by(self.camera(camera));
                 PREDICTION_CONFIDENCE.record(f64::from(*confidence));
                 PREDICTION_ENTROPY.record(f64::from(*entropy));
                 PREDICTIONS.count_by(self.class(*label));
             }
-            Observation::Labelled { .. } => LABELS_RECEIVED.count_by("matched"),
+            Observation::Labelled => LABELS_RECEIVED.count_by("matched"),
             Observation::LabelUnmatched => LABELS_RECEIVED.count_by("unmatched"),
-            Observation::Accuracy { adapted, source } => {
-                ACCURACY.set_by("adapted", *adapted);
-                ACCURACY.set_by("source", *source);
-            }
             Observation::WindowAdapted { report, .. } => {
                 ADAPT_STEPS.count_by("applied");
                 show(report);
@@ -320,27 +325,15 @@ impl Telemetry {
                 ADAPT_STEPS.count_by(reason.name());
                 report.iter().for_each(show);
             }
-            Observation::Serving { version } => WEIGHTS_VERSION.set(version.0 as f64),
-            Observation::Drift { state, .. } => {
-                DRIFT_STATE.set(match state {
-                    DriftState::None => 0.0,
-                    DriftState::Warning => 1.0,
-                    DriftState::Drift => 2.0,
-                });
-            }
-            Observation::Collapse { is_collapsed, .. } => COLLAPSE.set(f64::from(u8::from(*is_collapsed))),
             Observation::Withheld(withheld) => {
                 FRAMES_WITHHELD.add_by("repeated", withheld.repeated);
                 FRAMES_WITHHELD.add_by("over_share", withheld.over_share);
             }
-            Observation::Canary(canary) => {
-                CANARY_HARM.set(canary.harm);
-                CANARY_EVIDENCE.set(canary.evidence);
-            }
             Observation::Frozen { .. } => RESETS.count_by("freeze"),
-            Observation::AdaptationSwitched { enabled } => ADAPT_ENABLED.set(f64::from(u8::from(*enabled))),
             Observation::WeightsReset => RESETS.count_by("reset"),
             Observation::RolledBack { .. } => RESETS.count_by("rollback"),
+            Observation::Serving { .. } | Observation::Drift { .. } | Observation::Collapse { .. } => {}
+            Observation::AdaptationSwitched { .. } => {}
         }
     }
 
@@ -358,6 +351,26 @@ impl Telemetry {
     fn class(&self, label: ClassIndex) -> String {
         self.class_names.get(label.index()).cloned().unwrap_or_else(|| "other".to_owned())
     }
+}
+
+/// Sets the gauges of what a checkpoint keeps.
+pub fn show_status(status: &Status) {
+    let flag = |is_so: bool| f64::from(u8::from(is_so));
+    ADAPT_ENABLED.set(flag(status.adapt == "on"));
+    FROZEN.set(flag(status.frozen));
+    CANARY_HARM.set(status.canary_harm);
+    CANARY_EVIDENCE.set(status.canary_evidence);
+    WEIGHTS_VERSION.set(status.weights_version as f64);
+    ACCURACY.set_by("adapted", status.adapted_accuracy.unwrap_or(f64::NAN));
+    ACCURACY.set_by("source", status.source_accuracy.unwrap_or(f64::NAN));
+    DRIFT_SCORE.set(status.drift_score);
+    DRIFT_STATE.set(match status.drift {
+        DriftState::None => 0.0,
+        DriftState::Warning => 1.0,
+        DriftState::Drift => 2.0,
+    });
+    COLLAPSE.set(flag(status.collapsed));
+    PREDICTION_DIVERSITY.set(status.diversity);
 }
 
 fn show(report: &WindowReport) {

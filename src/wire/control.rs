@@ -14,7 +14,7 @@ pub enum Command {
     Status,
     Checkpoint,
     Reset,
-    /// To a generation of the store, or to the one before the present.
+    /// To a generation of the store, or to one with earlier weights.
     RollBack {
         generation: Option<u64>,
     },

@@ -88,25 +88,27 @@ impl Broker {
         broker
     }
 
-    /// With a configuration of its own, which may read these variables.
+    /// With a configuration of its own, which may read these variables; the folder that is to keep its streams is NATS_STORE.
     pub async fn start_with(server: &Server, configuration: &Path, variables: &[(&str, String)]) -> Self {
         let store = TempDir::new().expect("temporary folders can be made");
         let mut broker = Self { server: server.clone(), store, port: free_port(), process: None };
         let mut command = broker.command();
-        command.arg("-c").arg(configuration).envs(variables.iter().map(|(name, value)| (name, value)));
+        command.arg("-c").arg(configuration).env("NATS_STORE", broker.store.path());
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         broker.run(command).await;
         broker
     }
 
     /// Starts it again, on the same port and store.
     pub async fn resume(&mut self) {
-        let command = self.command();
+        let mut command = self.command();
+        command.args(["-js", "-sd"]).arg(self.store.path());
         self.run(command).await;
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.server.binary);
-        command.args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-js", "-sd"]).arg(self.store.path());
+        command.args(["-a", "127.0.0.1", "-p", &self.port.to_string()]);
         command
     }
 
@@ -167,7 +169,7 @@ pub struct Home {
 impl Home {
     pub fn new() -> Self {
         let dir = TempDir::new().expect("temporary folders can be made");
-        write_bundle(dir.path());
+        write_bundle(dir.path(), 1);
         Self { config: dir.path().join("undrift.toml"), dir }
     }
 
@@ -175,6 +177,11 @@ impl Home {
     pub fn with_shipped_bundle() -> Self {
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/fashion-mnist/undrift.toml");
         Self { config, dir: TempDir::new().expect("temporary folders can be made") }
+    }
+
+    /// Puts another classifier of the same shape into the bundle.
+    pub fn retrain(&self) {
+        write_bundle(self.dir.path(), 3);
     }
 
     pub fn path(&self) -> &Path {
@@ -242,6 +249,11 @@ impl Daemon {
         Some((head.split_whitespace().nth(1)?.parse().ok()?, body.to_owned()))
     }
 
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     pub fn status(&self) -> serde_json::Value {
         let (_, body) = self.get("/status").expect("the daemon answers HTTP");
         serde_json::from_str(&body).expect("the status is JSON")
@@ -282,9 +294,14 @@ impl Daemon {
 
     /// Asks it to end, and gives its exit code.
     pub async fn stop(&mut self) -> i32 {
+        self.terminate();
+        self.exit_code().await
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().is_ok_and(|status| status.success()), "the daemon runs");
-        self.exit_code().await
     }
 
     /// Waits until it has ended.
@@ -304,7 +321,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("{}", std::fs::read_to_string(&self.log).unwrap_or_default());
+            eprintln!("{}", self.log());
         }
     }
 }
@@ -475,7 +492,7 @@ stall_patience_ms = 30000
 format = "text"
 "#;
 
-fn write_bundle(dir: &Path) {
+fn write_bundle(dir: &Path, classifier_seed: u64) {
     let image = ImageShape { channels: 1, height: 32, width: 32 };
     let trunk = TrunkConfig { image, patch: 8, patch_window: 8, hidden: 16, depth: 1, heads: 2, mlp_ratio: 2 };
     let diffusion = DitConfig { trunk, classes: CLASSES, conditioning: ClassConditioning::Readout, num_timesteps: 1000 };
@@ -494,7 +511,10 @@ fn write_bundle(dir: &Path) {
     let canary_path = dir.join("canary.safetensors");
     safetensors::save(&canary, &canary_path).expect("the temporary folder takes files");
     let files = [
-        ("classifier.safetensors", weights(Vit::initialize(&VitConfig { trunk, classes: CLASSES }, 1).expect("the sizes fit"))),
+        (
+            "classifier.safetensors",
+            weights(Vit::initialize(&VitConfig { trunk, classes: CLASSES }, classifier_seed).expect("the sizes fit")),
+        ),
         ("diffusion.safetensors", weights(Dit::initialize(&diffusion, 2).expect("the sizes fit"))),
         ("labels.txt", labels.into_bytes()),
         ("statistics.json", statistics.to_string().into_bytes()),

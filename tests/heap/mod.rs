@@ -6,13 +6,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Counts the bytes that each thread holds, with their peak, and those that the process holds.
+/// Counts the requests of each thread and the bytes that it holds, with their peak, and those that the process holds.
 struct Counting;
 
 /// Bytes that all threads hold.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
+    static REQUESTS: Cell<usize> = const { Cell::new(0) };
     static HELD: Cell<usize> = const { Cell::new(0) };
     static PEAK: Cell<usize> = const { Cell::new(0) };
 }
@@ -22,6 +23,7 @@ thread_local! {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(layout.size(), Relaxed);
+        REQUESTS.set(REQUESTS.get() + 1);
         HELD.set(HELD.get().wrapping_add(layout.size()));
         PEAK.set(PEAK.get().max(HELD.get()));
         // SAFETY: the caller keeps the contract of `alloc`.
@@ -45,6 +47,11 @@ pub fn peak_heap<T>(work: impl FnOnce() -> T) -> (T, usize) {
     PEAK.set(before);
     let result = work();
     (result, PEAK.get().saturating_sub(before))
+}
+
+/// Requests for memory of the calling thread so far.
+pub fn requests() -> usize {
+    REQUESTS.get()
 }
 
 /// Bytes that all threads hold now.

@@ -2,7 +2,7 @@
 
 use super::{Eval, decoded, runs, say};
 use crate::bundle::Bundle;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::frame::Frame;
 use crate::lab::baselines::{Passes, Tuning};
 use crate::lab::methods::{self, Answers, COMPETITOR_WINDOW, Method, Trial};
@@ -47,7 +47,7 @@ struct Row {
 
 pub fn run(eval: &Eval, path: &Path) -> Result<(), Box<dyn Error>> {
     let variants = read(path, &eval.config, &eval.sets)?;
-    let config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
+    let config = Config::load(&eval.config, &eval.sets, config::environment())?;
     let bundle = read_bundle(&config)?;
     let payloads = eval.source.load()?;
     let runs = runs(decoded(&payloads, &config, &bundle)?, &payloads);
@@ -76,7 +76,7 @@ fn read(path: &Path, config: &Path, sets: &[String]) -> Result<Vec<(Variant, Ada
     let Ablations { variant: variants } = toml::from_str(&text).map_err(|error| format!("file {}: {error}", path.display()))?;
     let adapt = |variant: Variant| {
         let sets: Vec<String> = sets.iter().chain(&variant.set).cloned().collect();
-        let config = Config::load(config, &sets, std::env::vars()).map_err(|error| format!("variant {:?}: {error}", variant.name))?;
+        let config = Config::load(config, &sets, config::environment()).map_err(|error| format!("variant {:?}: {error}", variant.name))?;
         Ok((variant, config.adapt))
     };
     variants.into_iter().map(adapt).collect()

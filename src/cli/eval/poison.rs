@@ -1,7 +1,7 @@
 //! `undrift eval --poison`: a hostile camera among nine, with the guard as configured and without.
 
 use super::{Eval, say};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::frame::Frame;
 use crate::guard::canary::Canary;
 use crate::lab::corruptions::Severity;
@@ -34,7 +34,7 @@ struct Row {
 }
 
 pub fn run(eval: &Eval) -> Result<(), Box<dyn Error>> {
-    let config = Config::load(&eval.config, &eval.sets, std::env::vars())?;
+    let config = Config::load(&eval.config, &eval.sets, config::environment())?;
     let bundle = read_bundle(&config)?;
     let (mut images, seed) = (eval.source.test_images()?, eval.source.seed());
     // The attacker's images are not those of the stream, nor these those of the exam.

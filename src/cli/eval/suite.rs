@@ -2,7 +2,7 @@
 
 use super::{Eval, calibrate, say, source_images};
 use crate::bundle::Bundle;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::lab::corruptions::Table;
 use crate::lab::dataset::Labelled;
 use crate::lab::methods::Method;
@@ -104,7 +104,7 @@ fn is_chosen(cell: &Cell, streams: &[Stream], methods: &[Method]) -> bool {
 }
 
 fn subject(path: &Path, sets: &[String]) -> Result<Subject, Box<dyn Error>> {
-    let config = Config::load(path, sets, std::env::vars())?;
+    let config = Config::load(path, sets, config::environment())?;
     let bundle = read_bundle(&config)?;
     let hashes = &config.bundle.files.hashes;
     let hash = blake3::hash(&std::fs::read(hashes).map_err(|error| format!("file {}: {error}", hashes.display()))?).to_hex().to_string();

@@ -83,7 +83,7 @@ impl Competitor for Cotta {
         self.student.learn(&forward, &rows, &mut context.passes)?;
         self.teacher.follow(&self.student)?;
         self.restore(context)?;
-        Ok(lessons.iter().map(|logits| argmax(logits)).collect())
+        Ok(lessons.iter().map(argmax).collect())
     }
 }
 

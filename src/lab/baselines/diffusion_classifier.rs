@@ -52,7 +52,7 @@ mod tests {
             let verdicts = verdicts(&method.judge, &images, &method.timesteps, &mut Context::default()).expect("verdicts");
             let answers = method.answer(&images, &mut context).expect("answers");
             for (verdict, answer) in verdicts.iter().zip(answers) {
-                let errors = verdict.terms.errors();
+                let errors = &verdict.errors;
                 assert!(errors.iter().all(|error| errors[answer] <= *error), "{errors:?}: {answer}");
             }
             // Four frames at two timesteps.

@@ -51,7 +51,7 @@ impl Competitor for Dusa {
         };
         let rows: Vec<Vec<f64>> = forward.logits.iter().enumerate().map(row).collect();
         self.student.learn(&forward, &rows, &mut context.passes)?;
-        Ok(forward.logits.iter().map(|logits| argmax(logits)).collect())
+        Ok(forward.logits.iter().map(argmax).collect())
     }
 }
 

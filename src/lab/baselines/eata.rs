@@ -123,7 +123,7 @@ impl Competitor for Eata {
             self.anchor(&mut gradients)?;
             self.student.step(&gradients)?;
         }
-        Ok(forward.logits.iter().map(|logits| argmax(logits)).collect())
+        Ok(forward.logits.iter().map(argmax).collect())
     }
 }
 

@@ -32,7 +32,7 @@ impl Competitor for Lame {
         context.passes.classifier_forward += logits.len() as f64;
         let probabilities: Vec<Vec<f64>> = logits.iter().map(|logits| softmax(logits)).collect();
         let smoothed = smooth(&probabilities, &nearest(&features, NEIGHBOURS));
-        Ok(smoothed.iter().map(|row| argmax(row)).collect())
+        Ok(smoothed.iter().map(argmax).collect())
     }
 }
 

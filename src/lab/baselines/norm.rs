@@ -31,7 +31,7 @@ impl Competitor for Norm {
         };
         let logits = self.source.logits_with(images, statistics)?;
         context.passes.classifier_forward += logits.len() as f64;
-        Ok(logits.iter().map(|logits| argmax(logits)).collect())
+        Ok(logits.iter().map(argmax).collect())
     }
 }
 

@@ -63,7 +63,7 @@ impl Competitor for Roid {
         self.student.step(&gradients)?;
         self.student.pull_to_source(SOURCE_PULL)?;
         let prior = smoothed_prior(&forward.logits);
-        Ok(forward.logits.iter().map(|logits| argmax(&times(logits, &prior))).collect())
+        Ok(forward.logits.iter().map(|logits| argmax(times(logits, &prior))).collect())
     }
 }
 

@@ -70,9 +70,9 @@ impl Rotta {
 impl Competitor for Rotta {
     fn answer(&mut self, images: &[f32], context: &mut Context) -> Result<Vec<usize>, AdaptError> {
         let logits = self.teacher.logits_with(images, NormStatistics::Running, &mut context.passes)?;
-        let answers: Vec<usize> = logits.iter().map(|logits| argmax(logits)).collect();
+        let answers: Vec<usize> = logits.iter().map(argmax).collect();
         for ((image, logits), &answer) in images.chunks_exact(self.image.elements()).zip(&logits).zip(&answers) {
-            self.memory.add(image.to_vec(), answer, entropy(&softmax(logits)));
+            self.memory.add(image.to_vec(), answer, entropy(softmax(logits)));
             self.frames += 1;
             if self.frames.is_multiple_of(STEP_FRAMES) {
                 self.step(context)?;

@@ -89,7 +89,7 @@ impl Competitor for Sar {
         let (_, rows) = mean_entropy(&forward.logits, &sure);
         let gradients = self.gradients(&forward, &rows, context)?;
         self.step_sharp(images, &sure, &gradients, context)?;
-        Ok(forward.logits.iter().map(|logits| argmax(logits)).collect())
+        Ok(forward.logits.iter().map(argmax).collect())
     }
 }
 

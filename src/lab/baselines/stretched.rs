@@ -26,7 +26,7 @@ impl Competitor for Stretched {
         stretched.chunks_exact_mut(self.elements).for_each(stretch);
         let logits = self.source.logits(&stretched)?;
         context.passes.classifier_forward += logits.len() as f64;
-        Ok(logits.iter().map(|logits| argmax(logits)).collect())
+        Ok(logits.iter().map(argmax).collect())
     }
 }
 
@@ -45,7 +45,7 @@ mod tests {
         let mut answers = |frames: &[f32]| method.answer(frames, &mut Context::default()).expect("answers");
         assert_eq!(answers(&dimmed), answers(&frames));
         let source = stage.setting(Tuning::default()).source().expect("a classifier");
-        let plain: Vec<usize> = source.logits(&dimmed).expect("logits").iter().map(|logits| argmax(logits)).collect();
+        let plain: Vec<usize> = source.logits(&dimmed).expect("logits").iter().map(argmax).collect();
         assert_ne!(answers(&dimmed), plain, "the source itself is misled");
     }
 }

@@ -27,7 +27,7 @@ impl Competitor for Tent {
         let share = 1.0 / forward.logits.len() as f64;
         let rows: Vec<Vec<f64>> = forward.logits.iter().map(|logits| scaled(&entropy(logits).logit_gradient, share)).collect();
         self.student.learn(&forward, &rows, &mut context.passes)?;
-        Ok(forward.logits.iter().map(|logits| argmax(logits)).collect())
+        Ok(forward.logits.iter().map(argmax).collect())
     }
 }
 
