@@ -33,6 +33,8 @@ const PULL_FRAMES_MAX: usize = 32;
 /// for ever.
 const PULL_BYTES_MAX: usize = 65 << 20;
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
+/// A message that the stream has comes at once, or the broker is asked again.
+pub const FETCH_PATIENCE: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A consumer that has frames and delivers none for so long is made again, which also tells whether they are there still.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
@@ -208,11 +210,12 @@ pub async fn first_after(stream: &Stream, time_ns: i64) -> Result<Option<u64>, N
         ..pull::Config::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(boxed)?;
-    let mut batch = consumer.fetch().max_messages(1).expires(Duration::from_secs(1)).messages().await.map_err(boxed)?;
-    match batch.next().await {
-        Some(message) => Ok(Some(message.map_err(NatsError::JetStream)?.info().map_err(NatsError::JetStream)?.stream_sequence)),
-        None => Ok(None),
+    if consumer.cached_info().num_pending == 0 {
+        return Ok(None);
     }
+    let mut batch = consumer.fetch().max_messages(1).expires(FETCH_PATIENCE).messages().await.map_err(boxed)?;
+    let first = batch.next().await.unwrap_or_else(|| Err("the stream does not deliver what it has".into()));
+    Ok(Some(first.map_err(NatsError::JetStream)?.info().map_err(NatsError::JetStream)?.stream_sequence))
 }
 
 /// Pushes the frames after `last` into the inbox; returns when the stream is not the one any more that the numbers belong to.

@@ -5,7 +5,7 @@
 //! after the checkpoint are kept until the replay has come by.
 //! Invariant: what the broker remembers of consumers or ids is not asked; only what is stored counts.
 
-use super::jetstream::{self, boxed};
+use super::jetstream::{self, FETCH_PATIENCE, boxed};
 use super::nats::NatsError;
 use crate::proof::{HistoryId, PROOF_HEADER, Proof};
 use crate::wire::Subjects;
@@ -16,11 +16,9 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use futures_util::StreamExt;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// Proofs that are kept, from the newest back: some MiB. What is replayed before them is not compared.
 const PROOFS_MAX: u64 = 1 << 16;
-const FETCH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whose prediction it is: the identity of the stream's incarnation, and the frame's number.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,9 +11,11 @@ use std::fmt::Write as _;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use undrift::model::{ClassConditioning, Dit, DitConfig, ImageShape, TrunkConfig, Vit, VitConfig, parameters};
@@ -63,9 +65,20 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: 
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that neither this process nor a connection's own end gets again: a server that is
+/// down for a while finds it free.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("loopback has free ports").port()
+    // Below those that Linux gives to connections. Processes begin far from each other.
+    const PORTS: Range<u32> = 10_000..32_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(997);
+    loop {
+        let offset = begin.wrapping_add(TAKEN.fetch_add(1, Relaxed)) % (PORTS.end - PORTS.start);
+        let port = u16::try_from(PORTS.start + offset).expect("a port");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A running nats-server; its store outlives a stop.
