@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 const MAGIC: [u8; 8] = *b"UNDRIFT\0";
 
 /// Version of the layout; a change to it comes with a reader of the old one.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 /// Length of what precedes the header.
 pub const PREFIX_BYTES: usize = 56;
@@ -300,7 +300,14 @@ fn check_tensors(tensors: &Tensors) -> Result<(), CheckpointError> {
 }
 
 fn check_averages(state: &DurableState) -> Result<(), CheckpointError> {
-    let averages = state.learner.policy.averages.iter().chain(&state.monitor.averages);
+    let policy = &state.learner.policy;
+    let averages = policy
+        .gates
+        .values()
+        .chain([&policy.common])
+        .map(|gate| &gate.averages)
+        .chain([&policy.averages, &state.monitor.averages])
+        .flatten();
     match averages.into_iter().find(|(_, value)| !value.is_finite()) {
         Some((name, &value)) => Err(CheckpointError::NotFinite { name: name.clone(), value }),
         None => Ok(()),

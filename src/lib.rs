@@ -45,6 +45,7 @@
 #![deny(unsafe_code)]
 
 pub mod bundle;
+pub mod by_camera;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

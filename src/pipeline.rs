@@ -280,18 +280,23 @@ impl Pipeline {
 
     fn answer(&mut self, taken: &Taken, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         let Taken { frame, studied, .. } = taken;
-        let logits: Vec<f64> = match self.is_source_serving {
+        let is_judge_heard = &self.current.serving.is_judge_heard;
+        let is_heard_here = is_judge_heard.get(&frame.camera).is_some_and(|&is_heard| is_heard);
+        // Where the judge is heard nowhere, the weights themselves go back to the source's.
+        let is_learned_elsewhere = !is_heard_here && is_judge_heard.values().any(|&is_heard| is_heard);
+        let is_by_source = self.is_source_serving || is_learned_elsewhere;
+        let logits: Vec<f64> = match is_by_source {
             true => mean_logits(&studied.source_logits).collect(),
             false => mean_logits(&self.serving.logits(&studied.views)?).collect(),
         };
         let probabilities = match (&studied.verdict, &self.judge) {
             (Some(verdict), Some(judge)) => {
-                let scale = self.config.answer_weight(self.current.serving.is_judge_heard) * judge.likelihood_scale();
+                let scale = self.config.answer_weight(is_heard_here) * judge.likelihood_scale();
                 posterior(logits.into_iter(), &verdict.errors, 1.0, scale).collect()
             }
             _ => softmax(&logits),
         };
-        let prediction = self.prediction(taken, &probabilities);
+        let prediction = self.prediction(taken, &probabilities, is_by_source);
         let answered = monitor::Answered {
             camera: &frame.camera,
             frame_id: &frame.frame_id,
@@ -312,7 +317,7 @@ impl Pipeline {
         Ok(())
     }
 
-    fn prediction(&self, taken: &Taken, probabilities: &[f64]) -> Prediction {
+    fn prediction(&self, taken: &Taken, probabilities: &[f64], is_by_source: bool) -> Prediction {
         let Taken { frame, studied, input_chain } = taken;
         let mut ranked: Vec<usize> = (0..probabilities.len()).collect();
         ranked.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
@@ -336,7 +341,7 @@ impl Pipeline {
             entropy: entropy(probabilities) as f32,
             weights_version: self.current.serving.version,
             source_label: class(argmax(&studied.source_logits[0])),
-            adapted: !self.is_source_serving,
+            adapted: !is_by_source,
             judged: studied.verdict.is_some(),
             latency: StageLatency::default(),
             input_chain: *input_chain,
@@ -536,7 +541,7 @@ impl Pipeline {
 fn receive(state: &mut DurableState, adapted: &Adapted) {
     let learner = &adapted.learner;
     let latest = state.pending.last().unwrap_or(&state.serving);
-    if (learner.version, learner.policy.is_judge_heard) != (latest.version, latest.is_judge_heard) {
+    if learner.version != latest.version || learner.policy.is_judge_heard() != latest.is_judge_heard {
         state.pending.push(Served { window: Some(adapted.index), ..Served::now(learner) });
     }
     state.learner = learner.clone();

@@ -13,6 +13,10 @@
 //! as those of any model do that fails on all frames alike. A stream may truly show few classes, but then it shows them to both
 //! models: so the judge must name about as many classes as the source does.
 //!
+//! Weather, light and dirt are a camera's own: so each has a [`Gate`], and the judge is heard at a camera where both its frames and those of all
+//! together speak for it. The former keep a judge that fails at one camera from teaching there while it is heard at others; the
+//! latter see a change first that comes to all.
+//!
 //! Pure: evidence and memory in, ruling and new memory out.
 //! Invariant: the ruling depends on the evidence, the configuration and [`PolicyState`] alone, so a replay takes the same
 //! one.
@@ -20,13 +24,16 @@
 use crate::bundle::{Calibration, Statistics};
 use crate::learner::objective::{argmax, entropy, mean_logits, posterior};
 use crate::learner::{AdaptConfig, AnswerBy, Verdict};
-use crate::state::PolicyState;
+use crate::state::{Gate, PolicyState};
 use arrayvec::ArrayString;
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
 /// What is known of a window.
 #[derive(Clone, Copy)]
 pub struct Evidence<'a> {
+    /// One for each frame.
+    pub cameras: &'a [String],
     /// Of the classifier that learns: a row of K for each view, those of a frame one after the other.
     pub logits: &'a [Vec<f64>],
     /// Of the source classifier.
@@ -67,8 +74,8 @@ pub struct Lesson {
     pub weight: f64,
 }
 
-/// What to do with a window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What to do with the frames of one camera.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Decision {
     /// What each frame teaches is said by [`teach`].
     Learn,
@@ -78,13 +85,17 @@ pub enum Decision {
     Retreat,
 }
 
-/// The decision, and what it rests on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Shares of a window by what was decided of the cameras that they come from, and what that rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Ruling {
-    pub decision: Decision,
+    pub learn: f64,
+    pub abstain: f64,
+    pub retreat: f64,
+    /// How far the weights go back towards the source's: as each frame's decision says, in the mean.
+    pub pull: f64,
     /// Share of frames whose draws name different classes, in this window.
     pub draw_disagreement: f64,
-    /// How far the judge is believed: its estimated accuracy, as a running average, 0..=1.
+    /// How far the judge is believed: its estimated accuracy, as a running average of each camera, 0..=1; mean of the frames.
     pub reliability: f64,
     /// Estimated accuracy of the answers, as a running average, 0..=1: their mean probability by the calibrated posterior.
     pub estimated_accuracy: f64,
@@ -92,58 +103,110 @@ pub struct Ruling {
 
 /// Rules on a window, and moves the averages in `state`.
 pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, state: &mut PolicyState) -> Ruling {
-    let frames = evidence.verdicts.len();
-    let pace = (frames as f64 / config.gate.memory_frames).min(1.0);
-    let mean = |of_frame: &dyn Fn(usize) -> f64| (0..frames).map(of_frame).sum::<f64>() / frames as f64;
-    let agreement = |answer: &dyn Fn(usize) -> usize| mean(&|n| evidence.verdicts[n].share_naming(answer(n)));
-    let draws = update(state, "draw_agreement", mean(&|n| evidence.verdicts[n].draw_agreement()), pace);
-    let mut best_view = |name: &str, rows: &[Vec<f64>]| {
-        let answer = |n: usize, view: usize| argmax(&evidence.of_frame(rows, n)[view]);
-        let of_view = |view| update(state, format_args!("{name} view {view}"), agreement(&|n| answer(n, view)), pace);
-        (0..evidence.views()).map(of_view).fold(0.0, f64::max)
-    };
-    let source_best = best_view("source_agreement", evidence.source_logits);
-    let adapted_best = best_view("adapted_agreement", evidence.logits);
-    let source = update(state, "source_agreement", agreement(&|n| argmax(evidence.mean_source_logits(n))), pace);
-    let adapted = update(state, "adapted_agreement", agreement(&|n| argmax(evidence.mean_logits(n))), pace);
-    let classes = evidence.source_logits.first().map_or(1, Vec::len);
-    let mut diversity = |name: &str, share: &dyn Fn(usize, usize) -> f64| {
-        let shares = (0..classes).map(|k| update(state, format_args!("{name} class {k}"), mean(&|n| share(n, k)), pace));
-        entropy(shares) / (classes as f64).ln()
-    };
-    let judge_diversity = diversity("judge", &|n, k| evidence.verdicts[n].share_naming(k));
-    let source_diversity = diversity("source", &|n, k| f64::from(u8::from(argmax(&evidence.of_frame(evidence.source_logits, n)[0]) == k)));
-    let judge_accuracy = statistics.judge_accuracy * (draws / statistics.draw_agreement).sqrt();
-    let source_accuracy = (source_best / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
-    let confidence = mean(&|n| confidence(evidence, config, statistics, state.is_judge_heard, n));
-    let estimated_accuracy = update(state, "estimated_accuracy", confidence, pace);
-    let is_diverse = judge_diversity >= source_diversity - config.gate.diversity_slack;
-    let is_consistent = source_best.max(adapted_best) >= config.gate.consistency * draws;
-    state.is_judge_heard = is_diverse && is_consistent && judge_accuracy >= source_accuracy + config.gate.margin;
-    let decision = if adapted < source - config.gate.tolerance {
-        Decision::Retreat
-    } else if !state.is_judge_heard {
-        Decision::Abstain
-    } else {
-        Decision::Learn
-    };
-    Ruling {
-        decision,
-        draw_disagreement: mean(&|n| if evidence.verdicts[n].is_unanimous() { 0.0 } else { 1.0 }),
-        reliability: judge_accuracy.min(1.0),
-        estimated_accuracy,
+    let cameras = evidence.cameras;
+    state.gates.see(cameras.iter().map(String::as_str));
+    // As the judge was heard before.
+    let is_heard = |n: usize| state.common.is_judge_heard && state.gates.get(&cameras[n]).is_some_and(|gate| gate.is_judge_heard);
+    let confidence = mean(0..cameras.len(), |n| confidence(evidence, config, statistics, is_heard(n), n));
+    let (of_all, _) = Part { evidence, camera: None }.rule(config, statistics, &mut state.common);
+    let mut ruling = Ruling::default();
+    for first in (0..cameras.len()).filter(|&n| !cameras[..n].contains(&cameras[n])) {
+        let of_camera = Part { evidence, camera: Some(&cameras[first]) };
+        let gate = state.gates.get_mut(&cameras[first]).expect("the camera was seen");
+        if gate.averages.is_empty() {
+            gate.clone_from(&state.common);
+        }
+        let (decision, reliability) = of_camera.rule(config, statistics, gate);
+        let decision = decision.max(of_all);
+        gate.is_teaching = decision == Decision::Learn;
+        let share = of_camera.frames().count() as f64 / cameras.len() as f64;
+        let (of_decision, pull) = match decision {
+            Decision::Learn => (&mut ruling.learn, config.anchor_pull),
+            Decision::Abstain => (&mut ruling.abstain, config.anchor_pull_shut),
+            Decision::Retreat => (&mut ruling.retreat, config.anchor_pull_retreat),
+        };
+        *of_decision += share;
+        ruling.pull += share * pull;
+        ruling.reliability += share * reliability;
+    }
+    ruling.estimated_accuracy = update(&mut state.averages, "estimated_accuracy", confidence, pace(cameras.len(), config));
+    ruling.draw_disagreement = mean(0..cameras.len(), |n| if evidence.verdicts[n].is_unanimous() { 0.0 } else { 1.0 });
+    ruling
+}
+
+/// The frames of one camera in a window.
+struct Part<'a> {
+    evidence: &'a Evidence<'a>,
+    /// None stands for all of them.
+    camera: Option<&'a str>,
+}
+
+impl Part<'_> {
+    fn frames(&self) -> impl Iterator<Item = usize> + Clone {
+        (0..self.evidence.cameras.len()).filter(|&n| self.camera.is_none_or(|camera| self.evidence.cameras[n] == camera))
+    }
+
+    /// The decision on them, and how far the judge is believed.
+    fn rule(&self, config: &AdaptConfig, statistics: &Statistics, gate: &mut Gate) -> (Decision, f64) {
+        let evidence = self.evidence;
+        let pace = pace(self.frames().count(), config);
+        let averages = &mut gate.averages;
+        let agreement = |answer: &dyn Fn(usize) -> usize| mean(self.frames(), |n| evidence.verdicts[n].share_naming(answer(n)));
+        let draws = update(averages, "draw_agreement", mean(self.frames(), |n| evidence.verdicts[n].draw_agreement()), pace);
+        let mut best_view = |name: &str, rows: &[Vec<f64>]| {
+            let answer = |n: usize, view: usize| argmax(&evidence.of_frame(rows, n)[view]);
+            let of_view = |view| update(averages, format_args!("{name} view {view}"), agreement(&|n| answer(n, view)), pace);
+            (0..evidence.views()).map(of_view).fold(0.0, f64::max)
+        };
+        let source_best = best_view("source_agreement", evidence.source_logits);
+        let adapted_best = best_view("adapted_agreement", evidence.logits);
+        let source = update(averages, "source_agreement", agreement(&|n| argmax(evidence.mean_source_logits(n))), pace);
+        let adapted = update(averages, "adapted_agreement", agreement(&|n| argmax(evidence.mean_logits(n))), pace);
+        let classes = evidence.source_logits.first().map_or(1, Vec::len);
+        let mut diversity = |name: &str, share: &dyn Fn(usize, usize) -> f64| {
+            let of_class = |k| mean(self.frames(), |n| share(n, k));
+            let shares = (0..classes).map(|k| update(averages, format_args!("{name} class {k}"), of_class(k), pace));
+            entropy(shares) / (classes as f64).ln()
+        };
+        let judge_diversity = diversity("judge", &|n, k| evidence.verdicts[n].share_naming(k));
+        let names = |n: usize, k: usize| argmax(&evidence.of_frame(evidence.source_logits, n)[0]) == k;
+        let source_diversity = diversity("source", &|n, k| if names(n, k) { 1.0 } else { 0.0 });
+        let judge_accuracy = statistics.judge_accuracy * (draws / statistics.draw_agreement).sqrt();
+        let source_accuracy = (source_best / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
+        let is_diverse = judge_diversity >= source_diversity - config.gate.diversity_slack;
+        let is_consistent = source_best.max(adapted_best) >= config.gate.consistency * draws;
+        gate.is_judge_heard = is_diverse && is_consistent && judge_accuracy >= source_accuracy + config.gate.margin;
+        let decision = if adapted < source - config.gate.tolerance {
+            Decision::Retreat
+        } else if !gate.is_judge_heard {
+            Decision::Abstain
+        } else {
+            Decision::Learn
+        };
+        (decision, judge_accuracy.min(1.0))
     }
 }
 
-/// Puts what each frame teaches into `lessons`, in the memory that they have.
-pub fn teach(lessons: &mut Vec<Lesson>, evidence: &Evidence, config: &AdaptConfig) {
+/// By which share of the way `frames` move an average.
+fn pace(frames: usize, config: &AdaptConfig) -> f64 {
+    (frames as f64 / config.gate.memory_frames).min(1.0)
+}
+
+fn mean(frames: impl Iterator<Item = usize> + Clone, of_frame: impl Fn(usize) -> f64) -> f64 {
+    let count = frames.clone().count() as f64;
+    frames.map(of_frame).sum::<f64>() / count
+}
+
+/// Puts what each frame teaches into `lessons`, in the memory that they have: nothing where the judge is not heard.
+pub fn teach(lessons: &mut Vec<Lesson>, evidence: &Evidence, config: &AdaptConfig, state: &PolicyState) {
     let scale = config.judge_weight * evidence.likelihood_scale;
     lessons.resize_with(evidence.verdicts.len(), Lesson::default);
     for (n, Lesson { target, weight }) in lessons.iter_mut().enumerate() {
         target.clear();
         target.extend(posterior(evidence.mean_logits(n), &evidence.verdicts[n].errors, config.prior_weight, scale));
         let is_confident = target[argmax(&*target)] >= config.gate.confidence_min;
-        *weight = if is_confident { 1.0 } else { 0.0 };
+        let is_teaching = state.gates.get(&evidence.cameras[n]).is_some_and(|gate| gate.is_teaching);
+        *weight = if is_teaching && is_confident { 1.0 } else { 0.0 };
     }
 }
 
@@ -161,13 +224,13 @@ fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics
 }
 
 /// Moves the average `name` towards `value`, by the share `pace` of the way; the first value starts it.
-fn update(state: &mut PolicyState, name: impl Display, value: f64, pace: f64) -> f64 {
+fn update(averages: &mut BTreeMap<String, f64>, name: impl Display, value: f64, pace: f64) -> f64 {
     let mut key = ArrayString::<NAME_LENGTH_MAX>::new();
     write!(key, "{name}").expect("names are short");
-    if !state.averages.contains_key(key.as_str()) {
-        state.averages.insert(key.to_string(), value);
+    if !averages.contains_key(key.as_str()) {
+        averages.insert(key.to_string(), value);
     }
-    let average = state.averages.get_mut(key.as_str()).expect("it was put there, if it was not");
+    let average = averages.get_mut(key.as_str()).expect("it was put there, if it was not");
     *average += (value - *average) * pace;
     *average
 }
@@ -206,34 +269,59 @@ mod tests {
             |views: &[&[usize]]| (0..judge.len()).flat_map(|n| views.iter().map(move |labels| logits(labels[n]))).collect::<Vec<_>>();
         let (source_logits, logits) = (rows(source), rows(adapted));
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
-        let evidence = Evidence { logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
-        let mut config = tiny::config();
-        config.gate = crate::learner::GateConfig { margin: 0.05, diversity_slack: 0.05, tolerance: 0.02, consistency: 0.3, ..config.gate };
-        let calibration = Calibration { prior_weight: 1.0, judge_weight: 2.0 };
-        let statistics = Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, calibration, ..Statistics::default() };
+        let cameras = vec!["door".to_owned(); judge.len()];
+        let evidence =
+            Evidence { cameras: &cameras, logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
         let mut state = PolicyState::default();
-        (rule(&evidence, &config, &statistics, &mut state), state)
+        (rule(&evidence, &config(), &statistics(), &mut state), state)
+    }
+
+    fn config() -> AdaptConfig {
+        let config = tiny::config();
+        let gate = crate::learner::GateConfig { margin: 0.05, diversity_slack: 0.05, tolerance: 0.02, consistency: 0.3, ..config.gate };
+        AdaptConfig { gate, ..config }
+    }
+
+    fn statistics() -> Statistics {
+        let calibration = Calibration { prior_weight: 1.0, judge_weight: 2.0 };
+        Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, calibration, ..Statistics::default() }
     }
 
     fn ruling(source: &[usize], judge: &[usize], adapted: &[usize]) -> Decision {
-        ruled(source, judge, adapted).0.decision
+        decision(ruled(source, judge, adapted).0)
+    }
+
+    /// On a window of one camera.
+    fn decision(ruling: Ruling) -> Decision {
+        match (ruling.learn, ruling.abstain, ruling.retreat) {
+            (1.0, 0.0, 0.0) => Decision::Learn,
+            (0.0, 1.0, 0.0) => Decision::Abstain,
+            (0.0, 0.0, 1.0) => Decision::Retreat,
+            _ => panic!("{ruling:?}: a camera has one decision"),
+        }
+    }
+
+    fn is_judge_heard(state: &PolicyState) -> bool {
+        *state.is_judge_heard().get("door").expect("the camera was seen")
     }
 
     #[test]
     fn averages_have_the_names_that_checkpoints_know_them_by() {
-        let averages = ruled_on_views(&[&[0, 1], &[1, 2]], &[0, 1], &[&[0, 1], &[1, 2]]).1.averages;
+        let state = ruled_on_views(&[&[0, 1], &[1, 2]], &[0, 1], &[&[0, 1], &[1, 2]]).1;
         let of_views = ["adapted_agreement", "adapted_agreement view 0", "adapted_agreement view 1"];
         let of_source = ["source class 0", "source class 1", "source class 2"];
         let of_source_views = ["source_agreement", "source_agreement view 0", "source_agreement view 1"];
-        let of_judge = ["draw_agreement", "estimated_accuracy", "judge class 0", "judge class 1", "judge class 2"];
+        let of_judge = ["draw_agreement", "judge class 0", "judge class 1", "judge class 2"];
         let expected = of_views.into_iter().chain(of_judge).chain(of_source).chain(of_source_views);
-        assert_eq!(averages.keys().map(String::as_str).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        let names = |averages: &BTreeMap<String, f64>| averages.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&state.gates.get("door").expect("it was seen").averages), expected.collect::<Vec<_>>());
+        assert_eq!(names(&state.averages), ["estimated_accuracy"]);
     }
 
     #[test]
     fn the_judge_is_heard_where_it_is_found_better_or_nearly_as_good() {
-        assert!(ruled(&[0; 6], &[0, 1, 2, 0, 1, 2], &[0; 6]).1.is_judge_heard);
-        assert!(!ruled(&[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2]).1.is_judge_heard);
+        assert!(is_judge_heard(&ruled(&[0; 6], &[0, 1, 2, 0, 1, 2], &[0; 6]).1));
+        assert!(!is_judge_heard(&ruled(&[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2], &[0, 1, 2, 0, 1, 2]).1));
     }
 
     #[test]
@@ -267,9 +355,43 @@ mod tests {
     fn a_view_that_the_judge_agrees_with_vouches_for_it_where_the_other_shows_nothing() {
         // Nobody sees anything in the frames as they were taken, and the source what the stretched ones show, as the judge does.
         let (named, nothing) = ([0, 1, 2, 0, 1, 2], [0; 6]);
-        let is_believed = |source: &[&[usize]]| ruled_on_views(source, &named, source).0.decision != Decision::Abstain;
+        let is_believed = |source: &[&[usize]]| decision(ruled_on_views(source, &named, source).0) != Decision::Abstain;
         assert!(is_believed(&[&nothing]), "the judge knows better");
         assert!(!is_believed(&[&nothing, &named]), "there is a view that shows as much");
+    }
+
+    /// What source and judge name on the frames of the door, and then of the yard.
+    fn ruled_on_cameras(door: (&[usize], &[usize]), yard: (&[usize], &[usize])) -> (Ruling, [bool; 2], Vec<f64>) {
+        let (source, judge) = ([door.0, yard.0].concat(), [door.1, yard.1].concat());
+        let cameras: Vec<String> = (0..judge.len()).map(|n| if n < door.0.len() { "door" } else { "yard" }.to_owned()).collect();
+        let logits: Vec<Vec<f64>> = source.iter().map(|&label| logits(label)).collect();
+        let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
+        let evidence = Evidence { cameras: &cameras, logits: &logits, source_logits: &logits, verdicts: &verdicts, likelihood_scale: 1.0 };
+        let (mut state, mut lessons) = (PolicyState::default(), Vec::new());
+        let ruling = rule(&evidence, &config(), &statistics(), &mut state);
+        teach(&mut lessons, &evidence, &config(), &state);
+        let is_heard = ["door", "yard"].map(|camera| *state.is_judge_heard().get(camera).expect("it was seen"));
+        (ruling, is_heard, lessons.iter().map(|lesson| lesson.weight).collect())
+    }
+
+    // The judge knows better at the door; in the fog before the yard it names one class, and the source several.
+    const DOOR: (&[usize], &[usize]) = (&[0, 0, 0, 0, 0, 0], &[0, 1, 2, 0, 1, 2]);
+    const YARD: (&[usize], &[usize]) = (&[0, 1, 2, 0, 1, 2], &[1, 1, 1, 1, 1, 1]);
+
+    #[test]
+    fn a_camera_at_which_the_judge_fails_keeps_it_from_no_other() {
+        let (ruling, is_heard, weights) = ruled_on_cameras(DOOR, YARD);
+        assert_eq!((ruling.learn, ruling.abstain, ruling.retreat), (0.5, 0.5, 0.0));
+        assert_eq!(ruling.pull, (config().anchor_pull + config().anchor_pull_shut) / 2.0);
+        assert_eq!(is_heard, [true, false]);
+        assert_eq!(weights, [[1.0; 6], [0.0; 6]].concat());
+    }
+
+    #[test]
+    fn a_judge_that_fails_on_all_frames_together_is_heard_at_no_camera() {
+        let (ruling, is_heard, weights) = ruled_on_cameras((&DOOR.0[..3], &DOOR.1[..3]), (&[YARD.0; 4].concat(), &[YARD.1; 4].concat()));
+        assert_eq!((ruling.learn, ruling.abstain, ruling.retreat), (0.0, 1.0, 0.0));
+        assert_eq!((is_heard, weights), ([false; 2], vec![0.0; 27]));
     }
 
     #[test]

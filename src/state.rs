@@ -5,6 +5,7 @@
 //! uninterrupted run would have given.
 //! It splits into [`Scalars`], which serde writes, and named tensors.
 
+use crate::by_camera::ByCamera;
 use crate::frame::{Frame, FrameMark, FrameSeq, WeightsVersion};
 use crate::guard::GuardState;
 use crate::learner::OptimizerState;
@@ -21,14 +22,15 @@ pub struct Served {
     /// Index of the window that they came out of; the source weights have none.
     pub window: Option<u64>,
     pub weights: Tensors,
-    /// Whether the diffusion model counts in full in the answers that they give.
-    pub is_judge_heard: bool,
+    /// Whether the diffusion model counts in full in the answers that they give to a camera.
+    pub is_judge_heard: ByCamera<bool>,
 }
 
 impl Served {
     /// The learner's weights, from the next frame on.
     pub fn now(learner: &LearnerState) -> Self {
-        Self { version: learner.version, window: None, weights: learner.weights.clone(), is_judge_heard: learner.policy.is_judge_heard }
+        let is_judge_heard = learner.policy.is_judge_heard();
+        Self { version: learner.version, window: None, weights: learner.weights.clone(), is_judge_heard }
     }
 }
 
@@ -56,10 +58,30 @@ pub struct Good {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyState {
+    /// Of all cameras together, by name.
+    pub averages: BTreeMap<String, f64>,
+    /// Of the frames of all cameras: what a camera's own begins as.
+    pub common: Gate,
+    pub gates: ByCamera<Gate>,
+}
+
+impl PolicyState {
+    /// Whether the judge counts in full for a camera: where both its frames and those of all speak for it.
+    pub fn is_judge_heard(&self) -> ByCamera<bool> {
+        self.gates.map(|gate| gate.is_judge_heard && self.common.is_judge_heard)
+    }
+}
+
+/// How far the judge is to be believed on the frames of one camera, whose weather and light are its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
     /// Label-free, by name.
     pub averages: BTreeMap<String, f64>,
-    /// As of the last window.
+    /// As of the last window with a frame of the camera.
     pub is_judge_heard: bool,
+    /// Whether the frames of that window are learned from.
+    pub is_teaching: bool,
 }
 
 /// A frame of a window that is not full yet.
@@ -128,7 +150,7 @@ pub struct Scalars {
     serving: (WeightsVersion, Option<u64>),
     pending: Vec<(WeightsVersion, Option<u64>)>,
     /// Of the serving weights, then of the pending.
-    is_judge_heard: Vec<bool>,
+    is_judge_heard: Vec<ByCamera<bool>>,
     pub learner_version: WeightsVersion,
     optimizer_steps: u64,
     policy: PolicyState,
@@ -161,7 +183,7 @@ impl DurableState {
             control: self.control,
             serving: (self.serving.version, self.serving.window),
             pending: self.pending.iter().map(|served| (served.version, served.window)).collect(),
-            is_judge_heard: [&self.serving].into_iter().chain(&self.pending).map(|served| served.is_judge_heard).collect(),
+            is_judge_heard: [&self.serving].into_iter().chain(&self.pending).map(|served| served.is_judge_heard.clone()).collect(),
             learner_version: self.learner.version,
             optimizer_steps: self.learner.optimizer.steps,
             policy: self.learner.policy.clone(),
@@ -201,7 +223,7 @@ impl DurableState {
             part => Ok(part),
         };
         let is_judge_heard = |prefix: &str, position: usize| {
-            scalars.is_judge_heard.get(position).copied().ok_or_else(|| StateError::Missing { prefix: prefix.to_owned() })
+            scalars.is_judge_heard.get(position).cloned().ok_or_else(|| StateError::Missing { prefix: prefix.to_owned() })
         };
         let served = |prefix: &str, position, (version, window)| {
             Ok::<_, StateError>(Served { version, window, weights: weights(prefix)?, is_judge_heard: is_judge_heard(prefix, position)? })

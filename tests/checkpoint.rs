@@ -8,6 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use support::{meta, state};
 use tempfile::TempDir;
+use undrift::by_camera::ByCamera;
 use undrift::checkpoint::{BUNDLE_FINGERPRINT, CheckpointError, FORMAT_VERSION, Meta, decode, encode, state_hash};
 use undrift::config::NoiseConfig;
 use undrift::frame::FrameSeq;
@@ -65,7 +66,7 @@ fn decode_gives_back_every_bit_that_encode_was_given() {
 
 #[test]
 fn the_state_hash_sees_every_part_of_the_state_and_not_the_time() {
-    let changes: [fn(&mut DurableState); 24] = [
+    let changes: [fn(&mut DurableState); 29] = [
         |s| s.incarnation.push('x'),
         |s| s.sequence = FrameSeq(s.sequence.0 + 1),
         |s| s.frames += 1,
@@ -77,17 +78,22 @@ fn the_state_hash_sees_every_part_of_the_state_and_not_the_time() {
         |s| s.serving.version.0 += 1,
         |s| s.serving.window = Some(7),
         |s| s.serving.weights = s.learner.weights.clone(),
-        |s| s.serving.is_judge_heard ^= true,
+        |s| s.serving.is_judge_heard.values_mut().for_each(|is_heard| *is_heard ^= true),
         |s| s.pending.clear(),
         |s| s.pending[0].weights = s.learner.weights.clone(),
-        |s| s.pending[0].is_judge_heard ^= true,
+        |s| s.pending[0].is_judge_heard.values_mut().for_each(|is_heard| *is_heard ^= true),
         |s| s.learner.version.0 += 1,
         |s| s.learner.weights = s.serving.weights.clone(),
         |s| s.learner.optimizer.steps += 1,
         |s| s.learner.optimizer.first_moments.values_mut().for_each(|values| values[0] += 1.0),
         |s| s.learner.optimizer.second_moments.values_mut().for_each(|values| values[0] += 1.0),
         |s| s.learner.policy.averages.clear(),
-        |s| s.learner.policy.is_judge_heard ^= true,
+        |s| s.learner.policy.common.averages.clear(),
+        |s| s.learner.policy.gates = ByCamera::default(),
+        |s| s.learner.policy.gates.see(std::iter::once("yard")),
+        |s| s.learner.policy.gates.values_mut().for_each(|gate| gate.averages.clear()),
+        |s| s.learner.policy.gates.values_mut().for_each(|gate| gate.is_judge_heard ^= true),
+        |s| s.learner.policy.gates.values_mut().for_each(|gate| gate.is_teaching ^= true),
         |s| s.monitor.averages.clear(),
         |s| s.monitor.hits.swap(0, 1),
     ];
@@ -173,6 +179,9 @@ fn a_state_that_is_not_finite_is_not_written() {
     assert!(encode(&broken, &meta()).is_err());
     let mut broken = state(32, 1);
     broken.learner.policy.averages.insert("reliability".to_owned(), f64::INFINITY);
+    assert!(matches!(encode(&broken, &meta()), Err(CheckpointError::NotFinite { .. })));
+    let mut broken = state(32, 1);
+    broken.learner.policy.gates.values_mut().flat_map(|gate| gate.averages.values_mut()).for_each(|average| *average = f64::NAN);
     assert!(matches!(encode(&broken, &meta()), Err(CheckpointError::NotFinite { .. })));
 }
 

@@ -125,8 +125,9 @@ fn a_restart_at_any_window_finds_the_same_harm_at_the_same_window() {
 }
 
 #[test]
-fn a_camera_that_stands_still_is_answered_and_learned_from_a_few_times() {
-    let mut session = fresh(&AdaptConfig { guard: GuardConfig { canary_evidence_max: f64::MAX, ..harmful().guard }, ..harmful() });
+fn a_camera_that_stands_still_is_answered_and_learned_from_a_few_times_and_loses_nothing_of_it() {
+    let guard = GuardConfig { canary_evidence_max: f64::MAX, ..harmful().guard };
+    let mut session = fresh(&AdaptConfig { guard, anchor_pull: 0.1, ..harmful() });
     let mut versions = Vec::new();
     for index in 0..40 {
         let still = Frame { sequence: FrameSeq(index + 1), ..tiny::frame(1, 0, "door") };

@@ -231,7 +231,15 @@ fn config((_, optimizer, learning_rate): (&str, OptimizerConfig, f32), steps: u3
         norm_pace: 0.0,
         stretched_view: false,
         optimizer,
-        gate: GateConfig { memory_frames: 1.0, margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, confidence_min: 0.0, consistency: 0.0 },
+        gate: GateConfig {
+            memory_frames: 1.0,
+            margin: -1.0,
+            diversity_slack: 1.0,
+            tolerance: 1.0,
+            confidence_min: 0.0,
+            consistency: 0.0,
+            by_camera: true,
+        },
         guard: GuardConfig::OPEN,
         condition: ConditionConfig { steps_per_window: steps, draws_per_step: DRAWS / 2, accumulation_steps: 2, same_noise: false },
     }

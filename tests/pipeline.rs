@@ -6,6 +6,7 @@ mod tiny;
 
 use AdapterSpeed::{AtLast, AtOnce, Midway};
 use std::collections::VecDeque;
+use undrift::by_camera::ByCamera;
 use undrift::frame::{ClassIndex, Frame, FrameSeq};
 use undrift::learner::{AdaptConfig, Adapter, AnswerBy, AnswerTime};
 use undrift::model::ClassConditioning;
@@ -211,13 +212,37 @@ fn the_judge_counts_in_full_once_the_weights_serve_that_it_was_found_better_with
 }
 
 #[test]
+fn a_camera_at_which_the_judge_is_not_heard_is_answered_by_the_source_while_others_teach() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    run.feed(0..16, false, AtOnce);
+    let learned = DurableState { pending: Vec::new(), ..run.pipeline.state() };
+    let answer = |start: Option<DurableState>, camera| {
+        let mut run = Run::start(1, &tiny::config(), start);
+        run.apply(Event::Frame { frame: Box::new(tiny::frame(1, 16, camera)), is_overloaded: false });
+        (run.predictions[0].adapted, run.predictions[0].confidence)
+    };
+    let heard_at = |cameras: &[&str]| {
+        let mut state = learned.clone();
+        state.serving.is_judge_heard = ByCamera::default();
+        state.serving.is_judge_heard.see(cameras.iter().copied());
+        state.serving.is_judge_heard.values_mut().for_each(|is_heard| *is_heard = true);
+        Some(state)
+    };
+    let source = answer(None, "yard");
+    assert_eq!(answer(heard_at(&["door"]), "yard"), source);
+    assert!(answer(heard_at(&["door"]), "door").0, "where it is heard, by what was learned");
+    assert!(answer(heard_at(&[]), "yard").0, "where nobody teaches, by what was learned and goes back");
+}
+
+#[test]
 fn off_holds_how_far_the_judge_is_heard() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..24, false, AtOnce);
-    assert!(run.pipeline.state().serving.is_judge_heard);
+    let is_judge_heard = |run: &Run| run.pipeline.state().serving.is_judge_heard.values().all(|&is_heard| is_heard);
+    assert!(is_judge_heard(&run));
     run.decide(Decision::Adapt { enabled: false });
     run.feed(24..48, false, AtOnce);
-    assert!(run.pipeline.state().serving.is_judge_heard && run.predictions[47].judged);
+    assert!(is_judge_heard(&run) && run.predictions[47].judged);
 }
 
 #[test]

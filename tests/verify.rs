@@ -228,7 +228,7 @@ async fn a_true_history_is_confirmed_and_the_first_wrong_frame_of_a_changed_one_
             |state| state.learner.optimizer.steps += 1,
             |state| state.frames += 1,
             |state| state.input_chain[0] ^= 1,
-            |state| state.serving.is_judge_heard ^= true,
+            |state| state.serving.is_judge_heard.values_mut().for_each(|is_heard| *is_heard ^= true),
             |state| state.learner.weights = state.serving.weights.clone(),
             |state| state.learner.optimizer.first_moments.values_mut().for_each(|values| values[0] += 1e-6),
         ];

@@ -4,57 +4,34 @@
 //! camera that accounts for more than a few times the mean of all teaches nothing until the others have caught up. So one camera
 //! among ten moves the weights a fifth of the way at most, whatever it sends and however fast; a camera that is alone is free.
 
+use crate::by_camera::ByCamera;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
-/// Cameras that have an account of their own; all others share one.
-const CAMERAS_MAX: usize = 256;
-/// Name of the account of all others: no camera has it.
-const OTHERS: &str = "";
-/// Windows after which a camera that was not seen is no longer counted.
-const WINDOWS_UNSEEN_MAX: u32 = 256;
-
-/// Accounts by camera.
+/// How far each camera has moved the weights, over the norm of the source's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CameraShares {
-    accounts: BTreeMap<String, Account>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Account {
-    /// Of the weights, over the norm of the source's.
-    change: f64,
-    windows_unseen: u32,
+    changes: ByCamera<f64>,
 }
 
 impl CameraShares {
     /// The cameras of a window's frames.
     pub fn see<'a>(&mut self, cameras: impl Iterator<Item = &'a str>) {
-        self.accounts.values_mut().for_each(|account| account.windows_unseen += 1);
-        for camera in cameras {
-            let has_room = self.accounts.len() < CAMERAS_MAX || self.accounts.contains_key(camera);
-            let account = self.accounts.entry(if has_room { camera } else { OTHERS }.to_owned()).or_default();
-            account.windows_unseen = 0;
-        }
-        self.accounts.retain(|_, account| account.windows_unseen <= WINDOWS_UNSEEN_MAX);
+        self.changes.see(cameras);
     }
 
     /// Whether the camera has moved the weights no more than `share_max` times the mean of all cameras.
     pub fn admits(&self, camera: &str, share_max: f64) -> bool {
-        let total: f64 = self.accounts.values().map(|account| account.change).sum();
-        let account = self.accounts.get(camera).or_else(|| self.accounts.get(OTHERS));
-        account.is_none_or(|account| account.change * self.accounts.len() as f64 <= share_max * total)
+        let total: f64 = self.changes.values().sum();
+        self.changes.get(camera).is_none_or(|change| change * self.changes.len() as f64 <= share_max * total)
     }
 
     /// Puts a change down to the cameras of the frames that it was learned from, and forgets the share `forgotten` of those before.
     pub fn charge<'a>(&mut self, cameras: impl ExactSizeIterator<Item = &'a str>, change: f64, forgotten: f64) {
-        self.accounts.values_mut().for_each(|account| account.change *= 1.0 - forgotten);
+        self.changes.values_mut().for_each(|change| *change *= 1.0 - forgotten);
         let of_frame = change / cameras.len() as f64;
         for camera in cameras {
-            let name = if self.accounts.contains_key(camera) { camera } else { OTHERS };
-            self.accounts.entry(name.to_owned()).or_default().change += of_frame;
+            *self.changes.get_mut(camera).expect("the camera of a window was seen") += of_frame;
         }
     }
 }
@@ -62,6 +39,7 @@ impl CameraShares {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     /// Shares of the change after 4000 windows of 8 frames, each frame of the camera that `camera` names for it.
     fn shares(camera: impl Fn(usize) -> String, share_max: f64) -> BTreeMap<String, f64> {
@@ -99,16 +77,5 @@ mod tests {
     fn cameras_that_fell_silent_are_forgotten() {
         let camera = |frame: usize| if frame < 3000 { (frame % 3).to_string() } else { "0".to_owned() };
         assert!(shares(camera, 2.0)["0"] > 0.8);
-    }
-
-    #[test]
-    fn names_without_end_share_one_account() {
-        let mut shares = CameraShares::default();
-        for frame in 0..10_000 {
-            let camera = format!("camera{frame}");
-            shares.see(std::iter::once(camera.as_str()));
-            shares.charge(std::iter::once(camera.as_str()), 1.0, 0.0);
-            assert!(shares.accounts.len() <= CAMERAS_MAX + 1);
-        }
     }
 }

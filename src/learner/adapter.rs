@@ -20,7 +20,7 @@ use crate::model::{ClassifierConfig, Gradients, NormStatistics, ParameterError, 
 use crate::noise::NoiseKey;
 use crate::observation::{CanaryReport, SkipReason, WindowReport};
 use crate::pipeline::{Adapted, Job, Outcome, WindowFrame};
-use crate::policy::{self, Decision, Evidence, Lesson, Ruling};
+use crate::policy::{self, Evidence, Lesson, Ruling};
 use crate::state::{Good, LearnerState, PolicyState};
 use candle_core::Var;
 use std::collections::BTreeMap;
@@ -107,10 +107,9 @@ impl Adapter {
         let key = frames.last().map(|frame| frame.key);
         let mut guarded = Guarded::skipped(SkipReason::Withheld);
         guarded.withheld = self.guard.admit(&mut frames, self.classifier_config.image(), &self.config.guard);
-        guarded.outcome = match frames.is_empty() {
-            true => self.go_back(self.config.anchor_pull, SkipReason::Withheld, None)?,
-            false => self.learn_and_charge(&frames)?,
-        };
+        if !frames.is_empty() {
+            guarded.outcome = self.learn_and_charge(&frames)?;
+        }
         let is_look_due = (index + 1).is_multiple_of(self.config.guard.canary_every_windows);
         if let Some(key) = key.filter(|_| is_look_due) {
             guarded.canary = self.look_at_canary(key)?;
@@ -132,7 +131,8 @@ impl Adapter {
         let change = if matches!(outcome, Outcome::Learned(_)) { self.distance_from(&before)? } else { 0.0 };
         self.buffers.before_window = before;
         self.buffers.judgement = judgement;
-        self.guard.shares.charge(frames.iter().map(|frame| frame.camera.as_str()), change, self.config.anchor_pull);
+        let forgotten = self.share(frames) * self.config.anchor_pull;
+        self.guard.shares.charge(frames.iter().map(|frame| frame.camera.as_str()), change, forgotten);
         Ok(outcome)
     }
 
@@ -184,40 +184,44 @@ impl Adapter {
     }
 
     fn learn_with(&mut self, buffers: &mut Buffers, frames: &[WindowFrame], verdicts: &[Verdict]) -> Result<Outcome, AdaptError> {
-        let Buffers { images, forward, source_logits, lessons, logit_gradients, gradients, .. } = &mut *buffers;
+        let Buffers { cameras, images, forward, source_logits, lessons, logit_gradients, gradients, .. } = &mut *buffers;
+        cameras.resize_with(frames.len(), String::new);
+        if self.config.gate.by_camera {
+            cameras.iter_mut().zip(frames).for_each(|(to, frame)| to.clone_from(&frame.camera));
+        }
         images.clear();
         images.extend(frames.iter().flat_map(|frame| &frame.views));
         self.classifier.forward_into(forward, images, NormStatistics::Running)?;
         source_logits.resize_with(forward.logits.len(), Vec::new);
         source_logits.iter_mut().zip(frames.iter().flat_map(|frame| &frame.source_logits)).for_each(|(to, from)| to.clone_from(from));
         let likelihood_scale = self.judge.likelihood_scale();
-        let evidence = Evidence { logits: &forward.logits, source_logits, verdicts, likelihood_scale };
+        let evidence = Evidence { cameras, logits: &forward.logits, source_logits, verdicts, likelihood_scale };
         let ruling = policy::rule(&evidence, &self.config, &self.statistics, &mut self.policy);
         let mut report = self.report(&ruling, verdicts);
         if self.config.objective == ObjectiveKind::Condition {
             return self.learn_as_published(buffers, frames, report);
         }
-        match ruling.decision {
-            Decision::Learn => policy::teach(lessons, &evidence, &self.config),
-            Decision::Abstain => return self.go_back(self.config.anchor_pull_shut, SkipReason::Unreliable, Some(report)),
-            Decision::Retreat => {
-                if self.follows_norms() {
-                    self.classifier.approach(&self.source_tensors, self.config.anchor_pull_retreat as f32)?;
-                }
-                return self.go_back(self.config.anchor_pull_retreat, SkipReason::Misfit, Some(report));
+        let (share, pull) = (self.share(frames), self.share(frames) * ruling.pull);
+        if ruling.learn == 0.0 {
+            if ruling.retreat > 0.0 && self.follows_norms() {
+                self.classifier.approach(&self.source_tensors, pull as f32)?;
             }
+            let reason = if ruling.retreat > 0.0 { SkipReason::Misfit } else { SkipReason::Unreliable };
+            return self.go_back(pull, reason, report);
         }
+        policy::teach(lessons, &evidence, &self.config, &self.policy);
         if lessons.iter().all(|lesson| lesson.weight == 0.0) {
-            return self.go_back(self.config.anchor_pull, SkipReason::Unreliable, Some(report));
+            return self.go_back(pull, SkipReason::Unreliable, report);
         }
         report.loss = self.window_gradient(logit_gradients, &evidence, lessons);
         self.classifier.gradients_into(gradients, forward, logit_gradients).map_err(AdaptError::Step)?;
-        self.step(buffers, self.share(frames), report)
+        self.step(buffers, share, pull, report)
     }
 
-    /// Of a window, 0..=1: where the guard has kept frames out, the others weigh no more than in a full one.
-    fn share(&self, frames: &[WindowFrame]) -> f32 {
-        (frames.len() as f32 / self.config.window as f32).min(1.0)
+    /// Of a window, 0..=1: where the guard has kept frames out, the others move the weights as far, forth and back, as their part of a
+    /// full one.
+    fn share(&self, frames: &[WindowFrame]) -> f64 {
+        (frames.len() as f64 / self.config.window as f64).min(1.0)
     }
 
     /// Moves the statistics of batch norm towards those of the window, one view after the other.
@@ -228,7 +232,7 @@ impl Adapter {
         let views = views(frames);
         for view in 0..views {
             let planes: Vec<f32> = frames.iter().flat_map(|frame| plane(frame, view)).copied().collect();
-            self.classifier.absorb(&planes, self.config.norm_pace * self.share(frames) / views as f32)?;
+            self.classifier.absorb(&planes, self.config.norm_pace * self.share(frames) as f32 / views as f32)?;
         }
         self.version = WeightsVersion(self.version.0 + 1);
         Ok(())
@@ -239,12 +243,12 @@ impl Adapter {
     }
 
     /// Learns nothing, and moves towards the source weights; new weights, unless it is there already.
-    fn go_back(&mut self, pull: f64, reason: SkipReason, report: Option<WindowReport>) -> Result<Outcome, AdaptError> {
+    fn go_back(&mut self, pull: f64, reason: SkipReason, report: WindowReport) -> Result<Outcome, AdaptError> {
         if self.pull(pull)? {
             self.version = WeightsVersion(self.version.0 + 1);
         }
         let weights_distance = self.distance()?;
-        Ok(Outcome::Skipped(reason, report.map(|report| WindowReport { weights_distance, ..report })))
+        Ok(Outcome::Skipped(reason, Some(WindowReport { weights_distance, ..report })))
     }
 
     /// The paper's loop: several steps on the same frames, the classifier's answer renewed before each.
@@ -263,7 +267,7 @@ impl Adapter {
             let gradient = condition::gradient(&self.judge, forward, images, &keys, &self.config.condition, step)?;
             report.loss = gradient.loss;
             self.classifier.gradients_into(gradients, forward, &gradient.logit_gradients).map_err(AdaptError::Step)?;
-            match self.step(buffers, self.share(frames), report)? {
+            match self.step(buffers, self.share(frames), self.share(frames) * self.config.anchor_pull, report)? {
                 Outcome::Learned(of_step) => report = of_step,
                 skipped if step == 0 => return Ok(skipped),
                 Outcome::Skipped(..) => break,
@@ -296,14 +300,15 @@ impl Adapter {
         total
     }
 
-    /// Takes one step along the gradients and the pull of the anchor; takes both back if the result leaves its bounds.
-    fn step(&mut self, buffers: &mut Buffers, share: f32, mut report: WindowReport) -> Result<Outcome, AdaptError> {
-        let AdaptConfig { learning_rate, gradient_norm_max, anchor_pull, distance_max, .. } = self.config;
+    /// Takes one step along the gradients, `share` of the learning rate, and the share `pull` of the way to the anchor; takes both back if the
+    /// result leaves its bounds.
+    fn step(&mut self, buffers: &mut Buffers, share: f64, pull: f64, mut report: WindowReport) -> Result<Outcome, AdaptError> {
+        let AdaptConfig { learning_rate, gradient_norm_max, distance_max, .. } = self.config;
         copy_values(&self.classifier, &mut buffers.before_step)?;
         buffers.optimizer.copy_from(self.optimizer.state());
         let variables = self.classifier.parameters().variables();
-        let anchor = Anchor { values: &self.source, share: anchor_pull as f32 };
-        let stepped = self.optimizer.step(variables, &buffers.gradients, share * learning_rate, gradient_norm_max, Some(anchor));
+        let anchor = Anchor { values: &self.source, share: pull as f32 };
+        let stepped = self.optimizer.step(variables, &buffers.gradients, share as f32 * learning_rate, gradient_norm_max, Some(anchor));
         match stepped {
             Ok(StepReport { gradient_norm }) => report.gradient_norm = gradient_norm,
             Err(StepError::NotFinite { .. }) => {
@@ -429,6 +434,8 @@ fn plane(frame: &WindowFrame, view: usize) -> &[f32] {
 #[derive(Default)]
 struct Buffers {
     judgement: Judgement,
+    /// One for each frame: whose gate counts; no name where there is one for all.
+    cameras: Vec<String>,
     /// (N V, C, H, W), the views of a frame one after the other.
     images: Vec<f32>,
     forward: Forward,

@@ -77,6 +77,8 @@ pub struct GateConfig {
     /// How far the draws must agree with the answers to some view, of the source or of the classifier that learns, as a share of how far
     /// they agree with each other, 0..=1; 0 asks nothing.
     pub consistency: f64,
+    /// Each camera has a gate of its own beside that of all.
+    pub by_camera: bool,
 }
 
 /// The rules of [`crate::guard`].

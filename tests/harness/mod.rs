@@ -477,6 +477,7 @@ diversity_slack = 1.0
 tolerance = 1.0
 confidence_min = 0.0
 consistency = 0.0
+by_camera = true
 [adapt.guard]
 repeats_max = 1000000
 camera_share_max = 2.0

@@ -3,13 +3,14 @@
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use undrift::by_camera::ByCamera;
 use undrift::checkpoint::Meta;
 use undrift::frame::{ClassIndex, Frame, FrameMark, FrameSeq, Image, WeightsVersion};
 use undrift::guard::GuardState;
 use undrift::learner::OptimizerState;
 use undrift::model::{ImageShape, Tensors};
 use undrift::noise::NoiseKey;
-use undrift::state::{Control, DurableState, Good, LearnerState, MonitorState, OpenFrame, PolicyState, Served};
+use undrift::state::{Control, DurableState, Gate, Good, LearnerState, MonitorState, OpenFrame, PolicyState, Served};
 
 /// A state after `frames` frames with one pending window and weights of `rows` x 8 and 3; equal arguments give equal bits.
 pub fn state(frames: u64, rows: usize) -> DurableState {
@@ -17,12 +18,13 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
         version: WeightsVersion(version),
         window: version.checked_sub(1),
         weights: weights(frames + version, rows),
-        is_judge_heard: version == 1,
+        is_judge_heard: by_camera("door", version == 1),
     };
     let moments = |seed: u64| BTreeMap::from([("head.weight".to_owned(), normal(seed, 8 * rows))]);
     let optimizer = |seed: u64| OptimizerState { steps: frames / 16, first_moments: moments(seed), second_moments: moments(seed + 1) };
     let average = |name: &str, value: f64| BTreeMap::from([(name.to_owned(), value)]);
-    let policy = || PolicyState { averages: average("reliability", 0.1 + 0.2), is_judge_heard: true };
+    let gate = || Gate { averages: average("draw_agreement", 0.1 + 0.2), is_judge_heard: true, is_teaching: true };
+    let policy = || PolicyState { averages: average("estimated_accuracy", 0.5), common: gate(), gates: by_camera("door", gate()) };
     DurableState {
         incarnation: "FRAMES 2024-01-01T00:00:00Z".to_owned(),
         sequence: FrameSeq(frames + 3),
@@ -44,6 +46,14 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
         open: vec![OpenFrame { frame: frame(), is_judged: true, input_chain: [7; 32] }],
         monitor: MonitorState { averages: average("entropy", -0.0), hits: [(true, false), (false, false)].into() },
     }
+}
+
+/// As of a window with one camera.
+pub fn by_camera<T: Clone + Default>(camera: &str, value: T) -> ByCamera<T> {
+    let mut by_camera = ByCamera::default();
+    by_camera.see(std::iter::once(camera));
+    by_camera.values_mut().for_each(|of_camera| *of_camera = value.clone());
+    by_camera
 }
 
 fn frame() -> Frame {

@@ -81,7 +81,15 @@ pub fn config() -> AdaptConfig {
         norm_pace: 0.1,
         stretched_view: true,
         optimizer: OptimizerConfig::ADAM_W,
-        gate: GateConfig { memory_frames: 16.0, margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, confidence_min: 0.0, consistency: 0.0 },
+        gate: GateConfig {
+            memory_frames: 16.0,
+            margin: -1.0,
+            diversity_slack: 1.0,
+            tolerance: 1.0,
+            confidence_min: 0.0,
+            consistency: 0.0,
+            by_camera: true,
+        },
         guard: GuardConfig {
             repeats_max: 4,
             camera_share_max: 2.0,
