@@ -361,16 +361,20 @@ mod tests {
     }
 
     /// What source and judge name on the frames of the door, and then of the yard.
-    fn ruled_on_cameras(door: (&[usize], &[usize]), yard: (&[usize], &[usize])) -> (Ruling, [bool; 2], Vec<f64>) {
+    fn ruled_on_cameras(
+        state: &mut PolicyState,
+        door: (&[usize], &[usize]),
+        yard: (&[usize], &[usize]),
+    ) -> (Ruling, [Option<bool>; 2], Vec<f64>) {
         let (source, judge) = ([door.0, yard.0].concat(), [door.1, yard.1].concat());
         let cameras: Vec<String> = (0..judge.len()).map(|n| if n < door.0.len() { "door" } else { "yard" }.to_owned()).collect();
         let logits: Vec<Vec<f64>> = source.iter().map(|&label| logits(label)).collect();
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
         let evidence = Evidence { cameras: &cameras, logits: &logits, source_logits: &logits, verdicts: &verdicts, likelihood_scale: 1.0 };
-        let (mut state, mut lessons) = (PolicyState::default(), Vec::new());
-        let ruling = rule(&evidence, &config(), &statistics(), &mut state);
-        teach(&mut lessons, &evidence, &config(), &state);
-        let is_heard = ["door", "yard"].map(|camera| *state.is_judge_heard().get(camera).expect("it was seen"));
+        let mut lessons = Vec::new();
+        let ruling = rule(&evidence, &config(), &statistics(), state);
+        teach(&mut lessons, &evidence, &config(), state);
+        let is_heard = ["door", "yard"].map(|camera| state.is_judge_heard().get(camera).copied());
         (ruling, is_heard, lessons.iter().map(|lesson| lesson.weight).collect())
     }
 
@@ -380,18 +384,22 @@ mod tests {
 
     #[test]
     fn a_camera_at_which_the_judge_fails_keeps_it_from_no_other() {
-        let (ruling, is_heard, weights) = ruled_on_cameras(DOOR, YARD);
+        let (ruling, is_heard, weights) = ruled_on_cameras(&mut PolicyState::default(), DOOR, YARD);
         assert_eq!((ruling.learn, ruling.abstain, ruling.retreat), (0.5, 0.5, 0.0));
         assert_eq!(ruling.pull, (config().anchor_pull + config().anchor_pull_shut) / 2.0);
-        assert_eq!(is_heard, [true, false]);
+        assert_eq!(is_heard, [Some(true), Some(false)]);
         assert_eq!(weights, [[1.0; 6], [0.0; 6]].concat());
     }
 
     #[test]
     fn a_judge_that_fails_on_all_frames_together_is_heard_at_no_camera() {
-        let (ruling, is_heard, weights) = ruled_on_cameras((&DOOR.0[..3], &DOOR.1[..3]), (&[YARD.0; 4].concat(), &[YARD.1; 4].concat()));
-        assert_eq!((ruling.learn, ruling.abstain, ruling.retreat), (0.0, 1.0, 0.0));
-        assert_eq!((is_heard, weights), ([false; 2], vec![0.0; 27]));
+        let mut state = PolicyState::default();
+        let (ruling, is_heard, _) = ruled_on_cameras(&mut state, DOOR, (&[], &[]));
+        assert_eq!((ruling.learn, is_heard), (1.0, [Some(true), None]), "while the door is alone");
+        let (ruling, is_heard, weights) = ruled_on_cameras(&mut state, DOOR, (&[YARD.0; 4].concat(), &[YARD.1; 4].concat()));
+        assert!(state.gates.get("door").expect("it was seen").is_judge_heard, "its own frames still speak for the judge");
+        assert!(ruling.learn == 0.0 && (ruling.abstain - 1.0).abs() < 1e-12 && ruling.retreat == 0.0, "{ruling:?}");
+        assert_eq!((is_heard, weights), ([Some(false); 2], vec![0.0; 30]));
     }
 
     #[test]
