@@ -32,6 +32,8 @@ const WARM_UP: usize = 3;
 const REST: Duration = Duration::from_millis(3);
 /// Side of the matrix product.
 const CUBE: usize = 2048;
+/// Draws that a thread takes at a time: one takes no longer than to wake a thread for it.
+const DRAWS_EACH: usize = 16;
 const SCRIPT: &str = "benches/judge.py";
 const CONFIG: &str = "configs/fashion-mnist/undrift.toml";
 const WEIGHTS: &str = "configs/fashion-mnist/diffusion.safetensors";
@@ -151,10 +153,10 @@ impl Subject {
     fn sample(&self, images: &[f32], noise: &mut [f32], x_t: &mut [f32]) {
         let elements = self.elements();
         let draws = noise.par_chunks_exact_mut(elements).zip(x_t.par_chunks_exact_mut(elements)).enumerate();
-        draws.for_each(|(index, (noise, x_t))| {
+        draws.with_min_len(DRAWS_EACH).for_each(|(index, (noise, x_t))| {
             let (n, draw) = (index / self.timesteps.len(), index % self.timesteps.len());
-            self.keys[n].fill_normal(u32::try_from(draw).expect("few draws"), noise);
-            self.schedule.q_sample(&images[n * elements..(n + 1) * elements], self.timesteps[draw], noise, x_t);
+            let (key, image) = (self.keys[n], &images[n * elements..(n + 1) * elements]);
+            self.schedule.sample(key, u32::try_from(draw).expect("few draws"), self.timesteps[draw], image, noise, x_t);
         });
     }
 

@@ -6,6 +6,7 @@
 
 use candle_core::Tensor;
 use criterion::{Criterion, criterion_group, criterion_main};
+use std::hint::black_box;
 use std::path::Path;
 use std::time::Duration;
 use undrift::bundle::Bundle;
@@ -74,14 +75,17 @@ fn noise(criterion: &mut Criterion) {
     let DitConfig { trunk, num_timesteps, .. } = bundle.diffusion_config;
     let (schedule, key) = (Schedule::linear(num_timesteps), NoiseKey::from_seed(1, "bench", 0));
     let x_start = normal(trunk.image.elements());
-    let (mut noise, mut x_t) = (x_start.clone(), x_start.clone());
+    let (mut noise, mut x_t, mut copied) = (x_start.clone(), x_start.clone(), x_start.clone());
     let mut sample = || {
         for (draw, &timestep) in (0u32..).zip(&adapt.timesteps) {
-            key.fill_normal(draw, &mut noise);
-            schedule.q_sample(&x_start, Timestep(timestep), &noise, &mut x_t);
+            schedule.sample(key, draw, Timestep(timestep), &x_start, &mut noise, &mut x_t);
         }
     };
-    criterion.benchmark_group("noise").bench_function("draws of a frame", |bencher| bencher.iter(&mut sample));
+    let mut group = criterion.benchmark_group("noise");
+    group.bench_function("draws of a frame", |bencher| bencher.iter(&mut sample));
+    // What writing the noised images takes at least.
+    let mut copy = || adapt.timesteps.iter().for_each(|_| black_box(&mut copied).copy_from_slice(black_box(&x_start)));
+    group.bench_function("a copy of as many values", |bencher| bencher.iter(&mut copy));
 }
 
 /// What each token sees, and its embedding.

@@ -87,6 +87,16 @@ impl NoiseKey {
         Arch::new().dispatch(FillNormal { key: self, draw, noise });
     }
 
+    /// The same, and beside it x_t = signal x_start + spread noise, while the noise is at hand.
+    ///
+    /// # Panics
+    /// When the slices differ in length: a bug of the caller.
+    pub fn fill_noised(&self, draw: u32, noise: &mut [f32], x_start: &[f32], (signal, spread): (f32, f32), x_t: &mut [f32]) {
+        assert_eq!(x_start.len(), noise.len(), "length of the noise");
+        assert_eq!(x_start.len(), x_t.len(), "length of x_t");
+        Arch::new().dispatch(FillNoised { key: self, draw, noise, x_start, signal, spread, x_t });
+    }
+
     /// Values of the quads of all lanes. Each lane runs the scalar functions below, which have no branch; step by step for all
     /// lanes, so that the compiler makes vectors of them.
     #[inline(always)]
@@ -136,6 +146,34 @@ impl WithSimd for FillNormal<'_> {
             match values.as_mut_array() {
                 Some(whole) => *whole = block,
                 None => values.copy_from_slice(&block[..values.len()]),
+            }
+            quads.iter_mut().for_each(|quad| *quad += LANES as u32);
+        }
+    }
+}
+
+struct FillNoised<'a> {
+    key: &'a NoiseKey,
+    draw: u32,
+    noise: &'a mut [f32],
+    x_start: &'a [f32],
+    signal: f32,
+    spread: f32,
+    x_t: &'a mut [f32],
+}
+
+impl WithSimd for FillNoised<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let mut quads = quads_of_lanes(simd);
+        let blocks = self.noise.chunks_mut(4 * LANES).zip(self.x_t.chunks_mut(4 * LANES)).zip(self.x_start.chunks(4 * LANES));
+        for ((noise, x_t), x_start) in blocks {
+            let block = self.key.normal_block(simd, self.draw, &quads);
+            for (((noise, x_t), x_start), value) in noise.iter_mut().zip(x_t).zip(x_start).zip(block) {
+                *noise = value;
+                *x_t = self.spread.mul_add(value, self.signal * x_start);
             }
             quads.iter_mut().for_each(|quad| *quad += LANES as u32);
         }

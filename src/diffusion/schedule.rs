@@ -1,5 +1,7 @@
 //! Noise schedule and `q_sample` (DDPM, arXiv 2006.11239; names of DiT's `gaussian_diffusion.py`).
 
+use crate::noise::NoiseKey;
+
 /// Number of noising steps that have been applied, minus one: 0 is one noising step. Below `num_timesteps`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestep(pub u32);
@@ -41,6 +43,14 @@ impl Schedule {
         (alpha_cumprod.sqrt() as f32, (1.0 - alpha_cumprod).sqrt() as f32)
     }
 
+    /// Noise of `draw` to `noise`, and what [`q_sample`](Self::q_sample) makes of it to `x_t`, in one pass.
+    ///
+    /// # Panics
+    /// When the slices differ in length or the timestep lies outside the schedule: a bug of the caller.
+    pub fn sample(&self, key: NoiseKey, draw: u32, timestep: Timestep, x_start: &[f32], noise: &mut [f32], x_t: &mut [f32]) {
+        key.fill_noised(draw, noise, x_start, self.signal_and_spread(timestep), x_t);
+    }
+
     /// Writes x_t = sqrt(alphas_cumprod[t]) x_start + sqrt(1 - alphas_cumprod[t]) noise.
     ///
     /// # Panics
@@ -58,6 +68,21 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_pass_has_the_bits_of_noise_and_q_sample() {
+        let (schedule, key) = (Schedule::linear(1000), NoiseKey::from_seed(4, "one pass", 0));
+        for length in [1, 64, 99, 1024] {
+            let mut x_start = vec![0f32; length];
+            key.fill_normal(7, &mut x_start);
+            let [mut noise, mut x_t, mut expected] = [(); 3].map(|()| vec![0f32; length]);
+            schedule.sample(key, 3, Timestep(250), &x_start, &mut noise, &mut x_t);
+            let mut alone = vec![0f32; length];
+            key.fill_normal(3, &mut alone);
+            schedule.q_sample(&x_start, Timestep(250), &alone, &mut expected);
+            assert_eq!((noise, x_t), (alone, expected), "{length} values");
+        }
+    }
 
     #[test]
     fn linear_schedule_has_the_published_end_points() {

@@ -37,6 +37,6 @@ pub use matmul::{Matrix, Write, matmul};
 pub use normalize::{modulate, modulate_backward, modulated_norm};
 pub use outer::transposed_product;
 pub use panels::{Finish, Panels, product};
-pub use slices::{change_values, with_values};
+pub use slices::{Variable, with_values};
 pub use unfold::{strided, unfold};
 pub use vectorized::vectorized;

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, Var, bail, op::BackpropOp};
 use std::cell::Cell;
+use std::ops::Deref;
 
 /// The f32 values of a contiguous storage.
 pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -22,14 +23,42 @@ pub fn with_values<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -
     }
 }
 
-/// Calls `change` with the f32 values of `variable`, where they lie; what is computed from it later sees the new ones.
-pub fn change_values<R>(variable: &Var, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
-    let change = Change { change: Cell::new(Some(change)), result: Cell::new(None) };
-    variable.inplace_op1(&change)?;
-    Ok(change.result.take().expect("candle calls an operation that gave no error"))
+/// A variable whose values can be changed where they lie.
+#[derive(Clone, Debug)]
+pub struct Variable {
+    variable: Var,
+    /// A view of its first value alone: candle makes a list of a view's axes before it changes it in place, and this has none.
+    first: Tensor,
 }
 
-/// A closure as an operation in place, which candle calls once.
+impl Variable {
+    /// A variable with a copy of the values of `tensor`, f32.
+    ///
+    /// # Errors
+    /// For a tensor without values.
+    pub fn copied(tensor: &Tensor) -> Result<Self> {
+        let variable = Var::from_tensor(&tensor.copy()?)?;
+        let first = variable.as_detached_tensor().flatten_all()?.narrow(0, 0, 1)?;
+        Ok(Self { variable, first })
+    }
+
+    /// Calls `change` with its values; what is computed from it later sees the new ones.
+    pub fn change<R>(&self, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+        let change = Change { change: Cell::new(Some(change)), result: Cell::new(None) };
+        self.first.inplace_op1(&change)?;
+        Ok(change.result.take().expect("candle calls an operation that gave no error"))
+    }
+}
+
+impl Deref for Variable {
+    type Target = Var;
+
+    fn deref(&self) -> &Var {
+        &self.variable
+    }
+}
+
+/// A closure as an operation in place on a whole storage, which candle calls once.
 struct Change<F, R> {
     change: Cell<Option<F>>,
     result: Cell<Option<R>>,
@@ -40,11 +69,9 @@ impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Change<F, R> {
         "change-values"
     }
 
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(all), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            bail!("values that are changed in place are f32 and contiguous");
-        };
-        self.result.set(self.change.take().map(|change| change(&mut all[start..end])));
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _first: &Layout) -> Result<()> {
+        let CpuStorage::F32(values) = storage else { bail!("values that are changed in place are f32") };
+        self.result.set(self.change.take().map(|change| change(values)));
         Ok(())
     }
 }

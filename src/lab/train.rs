@@ -205,8 +205,7 @@ impl Noised {
         for (n, ((x_start, noise), x_t)) in images.zip(noised.x_t.chunks_exact_mut(elements)).enumerate() {
             let row = index(shard.start + n);
             let timestep = Timestep(timestep_key.uniform_below(row, limit));
-            noise_key.fill_normal(row, noise);
-            schedule.q_sample(x_start, timestep, noise, x_t);
+            schedule.sample(noise_key, row, timestep, x_start, noise, x_t);
             noised.timesteps.push(timestep);
         }
         noised.noise = Arc::new(config.trunk.patches(&noise));

@@ -15,14 +15,13 @@ use crate::bundle::{Bundle, Statistics};
 use crate::diffusion::Timestep;
 use crate::frame::WeightsVersion;
 use crate::guard::{GuardState, Withheld};
-use crate::kernels;
+use crate::kernels::{self, Variable};
 use crate::model::{ClassifierConfig, Gradients, NormStatistics, ParameterError, Tensors};
 use crate::noise::NoiseKey;
 use crate::observation::{CanaryReport, SkipReason, WindowReport};
 use crate::pipeline::{Adapted, Job, Outcome, WindowFrame};
 use crate::policy::{self, Evidence, Lesson, Ruling};
 use crate::state::{Good, LearnerState, PolicyState};
-use candle_core::Var;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -322,7 +321,7 @@ impl Adapter {
         let is_in_bounds = report.weights_distance <= distance_max;
         if !is_in_bounds {
             for (name, variable) in self.classifier.parameters().variables() {
-                kernels::change_values(variable, |values| values.copy_from_slice(&buffers.before_step[name]))?;
+                variable.change(|values| values.copy_from_slice(&buffers.before_step[name]))?;
             }
             self.optimizer.restore(buffers.optimizer.clone());
             report.weights_distance = self.distance()?;
@@ -337,7 +336,7 @@ impl Adapter {
         let anchor = Anchor { values: &self.source, share: pull as f32 };
         let mut is_moved = false;
         for (name, variable) in self.classifier.parameters().variables() {
-            is_moved |= kernels::change_values(variable, |values| anchor.pull(name, values))?;
+            is_moved |= variable.change(|values| anchor.pull(name, values))?;
         }
         Ok(is_moved)
     }
@@ -394,7 +393,7 @@ impl Adapter {
     /// Whether moments are those of this optimizer and these parameters; of others they would mean nothing.
     fn is_usable(&self, state: &OptimizerState) -> bool {
         let variables = self.classifier.parameters().variables();
-        let fit = |moments: &BTreeMap<String, Vec<f32>>, is_kept: &dyn Fn(&str, &Var) -> bool| {
+        let fit = |moments: &BTreeMap<String, Vec<f32>>, is_kept: &dyn Fn(&str, &Variable) -> bool| {
             let mut kept = variables.iter().filter(|(name, variable)| is_kept(name, variable));
             moments.len() == kept.clone().count() && kept.all(|(name, v)| moments.get(name).is_some_and(|m| m.len() == v.elem_count()))
         };

@@ -78,8 +78,7 @@ fn pass_loss(judge: &Judge, x_start: &[f32], key: NoiseKey, logits: &Tensor, dra
     let mut timesteps = Vec::with_capacity(count);
     for (draw, (noise, x_t)) in draws.zip(noise.chunks_exact_mut(elements).zip(x_t.chunks_exact_mut(elements))) {
         let timestep = Timestep(key.uniform_below(draw, judge.schedule().num_timesteps()));
-        key.fill_normal(draw, noise);
-        judge.schedule().q_sample(x_start, timestep, noise, x_t);
+        judge.schedule().sample(key, draw, timestep, x_start, noise, x_t);
         timesteps.push(timestep);
     }
     let probabilities = candle_nn::ops::softmax(logits, 1)?; // (1, K)

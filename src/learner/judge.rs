@@ -181,19 +181,20 @@ impl Judge {
         draws.par_iter_mut().with_max_len(1).enumerate().for_each(|(index, terms)| {
             let (n, draw) = (index / timesteps.len(), index % timesteps.len());
             let mut desk = self.desks.lock().pop().unwrap_or_else(|| Desk::new(self.model.config()));
-            keys[n].fill_normal(u32::try_from(draw).expect("at most 64 draws"), &mut desk.noise);
-            self.terms_into(terms, &x_start[n * elements..][..elements], timesteps[draw], &mut desk);
+            let Desk { noise, x_t, .. } = &mut desk;
+            let x_start = &x_start[n * elements..][..elements];
+            self.schedule.sample(keys[n], u32::try_from(draw).expect("at most 64 draws"), timesteps[draw], x_start, noise, x_t);
+            self.terms_into(terms, timesteps[draw], &mut desk);
             self.desks.lock().push(desk);
         });
         verdicts.resize_with(keys.len(), Verdict::default);
         verdicts.iter_mut().zip(draws.chunks_exact(timesteps.len())).for_each(|(verdict, draws)| verdict.weigh(draws));
     }
 
-    /// Puts the Gram terms of `x_start` at `timestep`, with the noise that lies on the desk, into `terms`.
-    fn terms_into(&self, terms: &mut GramTerms, x_start: &[f32], timestep: Timestep, desk: &mut Desk) {
+    /// Puts the Gram terms of the noised image and the noise that lie on the desk into `terms`.
+    fn terms_into(&self, terms: &mut GramTerms, timestep: Timestep, desk: &mut Desk) {
         let Desk { noise, x_t, patches, workspace } = desk;
         let DitConfig { trunk, classes, .. } = self.model.config();
-        self.schedule.q_sample(x_start, timestep, noise, x_t);
         trunk.patches_into(noise, patches);
         let pred_noise = self.inference.pred_noise_of_classes(x_t, timestep, workspace); // (T, K P)
         kernels::gram_terms_into(terms, pred_noise, patches, *classes, trunk.patch_elements());

@@ -3,7 +3,7 @@
 //! Invariants: a trainable parameter without a gradient is an error, never a step that silently does nothing; a step
 //! whose gradient is not finite changes nothing; parameters are visited in the order of their names.
 
-use crate::kernels;
+use crate::kernels::Variable;
 use crate::model::Gradients;
 use candle_core::{Device, Tensor, Var, backprop::GradStore};
 use serde::{Deserialize, Serialize};
@@ -73,7 +73,7 @@ pub fn copy_by_name(into: &mut BTreeMap<String, Vec<f32>>, name: &str, values: &
 ///
 /// # Errors
 /// `NoGradient` where the graph between a variable and the loss is cut.
-pub fn collect(variables: &BTreeMap<String, Var>, store: &GradStore) -> Result<Gradients, StepError> {
+pub fn collect(variables: &BTreeMap<String, Variable>, store: &GradStore) -> Result<Gradients, StepError> {
     let mut gradients = Gradients::new();
     for (name, variable) in variables {
         let gradient = store.get(variable).ok_or_else(|| StepError::NoGradient { name: name.clone() })?;
@@ -165,7 +165,7 @@ impl Optimizer {
     /// `NoGradient` and `NotFinite`, with nothing changed.
     pub fn step(
         &mut self,
-        variables: &BTreeMap<String, Var>,
+        variables: &BTreeMap<String, Variable>,
         gradients: &Gradients,
         learning_rate: f32,
         norm_max: f32,
@@ -185,14 +185,14 @@ impl Optimizer {
                     let first = moments(&mut self.state.first_moments, name, gradient.len());
                     let direction = muon_direction(first, gradient, shape, momentum)?;
                     let scale = MUON_ROOT_MEAN_SQUARE * (shape.0.max(shape.1) as f32).sqrt();
-                    kernels::change_values(variable, |theta| {
+                    variable.change(|theta| {
                         for (theta, step) in theta.iter_mut().zip(direction) {
                             *theta -= learning_rate * weight_decay.mul_add(*theta, scale * step);
                         }
                         hold(anchor, name, theta);
                     })?;
                 }
-                _ => kernels::change_values(variable, |theta| {
+                _ => variable.change(|theta| {
                     self.update(name, theta, gradient, learning_rate, clip);
                     hold(anchor, name, theta);
                 })?,
@@ -278,12 +278,12 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    fn quadratic(start: f32) -> BTreeMap<String, Var> {
-        let var = Var::from_vec(vec![start], 1, &Device::Cpu).expect("a vector fits its shape");
-        BTreeMap::from([("x".to_owned(), var)])
+    fn quadratic(start: f32) -> BTreeMap<String, Variable> {
+        let start = Tensor::from_vec(vec![start], 1, &Device::Cpu).expect("a vector fits its shape");
+        BTreeMap::from([("x".to_owned(), Variable::copied(&start).expect("a value"))])
     }
 
-    fn value(variables: &BTreeMap<String, Var>) -> f32 {
+    fn value(variables: &BTreeMap<String, Variable>) -> f32 {
         variables["x"].to_vec1::<f32>().expect("a vector")[0]
     }
 
@@ -334,7 +334,8 @@ mod tests {
 
     #[test]
     fn muon_keeps_second_moments_of_what_is_no_hidden_matrix_alone() {
-        let matrix = Var::zeros((2, 3), candle_core::DType::F32, &Device::Cpu).expect("a matrix");
+        let matrix = Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu).expect("a matrix");
+        let matrix = Variable::copied(&matrix).expect("values");
         let muon = OptimizerConfig::Muon { momentum: 0.95, beta1: 0.9, beta2: 0.99, adam_eps: 1e-8, weight_decay: 0.0 };
         for (name, expected) in [("blocks.00.qkv.weight", false), ("blocks.00.modulation.weight", true), ("readout.weight", true)] {
             assert_eq!(muon.has_second_moments(name, &matrix), expected, "{name}");

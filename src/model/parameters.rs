@@ -2,9 +2,9 @@
 //!
 //! Invariant: names are sorted (`BTreeMap`), so sums over parameters and files have one order in every process.
 
-use crate::kernels;
+use crate::kernels::{self, Variable};
 use crate::noise::NoiseKey;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
 
 /// Values by name: a snapshot that shares no memory with the parameters that it was taken of.
@@ -39,7 +39,7 @@ pub enum ParameterError {
 /// The parameters of one model; some may be trainable.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters {
-    variables: BTreeMap<String, Var>,
+    variables: BTreeMap<String, Variable>,
     constants: Tensors,
 }
 
@@ -54,7 +54,7 @@ impl Parameters {
         let mut parameters = Self::default();
         for (name, tensor) in tensors {
             if is_trainable(name) {
-                parameters.variables.insert(name.clone(), Var::from_tensor(&tensor.copy()?)?);
+                parameters.variables.insert(name.clone(), Variable::copied(tensor)?);
             } else {
                 parameters.constants.insert(name.clone(), tensor.copy()?);
             }
@@ -86,7 +86,7 @@ impl Parameters {
     }
 
     /// Trainable parameters, sorted by name.
-    pub fn variables(&self) -> &BTreeMap<String, Var> {
+    pub fn variables(&self) -> &BTreeMap<String, Variable> {
         &self.variables
     }
 

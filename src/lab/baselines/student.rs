@@ -1,6 +1,7 @@
 //! The classifier of a method, which learns, and that of its teacher, which follows.
 
 use super::competitor::Passes;
+use crate::kernels::Variable;
 use crate::learner::{AdaptError, Classifier, Forward, Optimizer, OptimizerConfig, OptimizerState, StepError};
 use crate::model::{Gradients, NormStatistics};
 use candle_core::Tensor;
@@ -128,7 +129,7 @@ impl Teacher {
 }
 
 fn weights(classifier: &Classifier) -> Result<Weights, AdaptError> {
-    let values = |(name, variable): (&String, &candle_core::Var)| Ok((name.clone(), variable.flatten_all()?.to_vec1::<f32>()?));
+    let values = |(name, variable): (&String, &Variable)| Ok((name.clone(), variable.flatten_all()?.to_vec1::<f32>()?));
     classifier.parameters().variables().iter().map(values).collect()
 }
 
