@@ -19,6 +19,25 @@ pub struct Moments {
 pub struct Calibration {
     pub prior_weight: f64,
     pub judge_weight: f64,
+    /// What turns the answer's share of that posterior into a probability that it is right, by [`Calibration::accuracy`].
+    pub intercept: f64,
+    pub by_posterior: f64,
+    pub by_agreement: f64,
+}
+
+impl Calibration {
+    /// How likely an answer is right, 0..=1, by its share of the posterior and by the agreement of the judge's draws lately: on frames that
+    /// both models get wrong the posterior alone is sure of itself, and the draws agree less.
+    pub fn accuracy(&self, posterior: f64, agreement: f64) -> f64 {
+        let logit = self.intercept + self.by_posterior * log_odds(posterior) + self.by_agreement * log_odds(agreement);
+        1.0 / (1.0 + (-logit).exp())
+    }
+}
+
+/// Of a share, 0..=1, which is taken for no surer than one in a thousand.
+pub fn log_odds(share: f64) -> f64 {
+    let share = share.clamp(1e-3, 1.0 - 1e-3);
+    (share / (1.0 - share)).ln()
 }
 
 /// What is normal: measured once by `undrift train bundle`, on clean images but for the calibration.

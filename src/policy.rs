@@ -97,7 +97,7 @@ pub struct Ruling {
     pub draw_disagreement: f64,
     /// How far the judge is believed: its estimated accuracy, as a running average of each camera, 0..=1; mean of the frames.
     pub reliability: f64,
-    /// Estimated accuracy of the answers, as a running average, 0..=1: their mean probability by the calibrated posterior.
+    /// Estimated accuracy of the answers, as a running average, 0..=1 ([`Calibration::accuracy`]).
     pub estimated_accuracy: f64,
 }
 
@@ -107,7 +107,9 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
     state.gates.see(cameras.iter().map(String::as_str));
     // As the judge was heard before.
     let is_heard = |n: usize| state.common.is_judge_heard && state.gates.get(&cameras[n]).is_some_and(|gate| gate.is_judge_heard);
-    let confidence = mean(0..cameras.len(), |n| confidence(evidence, config, statistics, is_heard(n), n));
+    let agreement = state.common.averages.get("draw_agreement").copied().unwrap_or_else(|| draw_agreement(evidence, 0..cameras.len()));
+    let accuracy =
+        mean(0..cameras.len(), |n| statistics.calibration.accuracy(confidence(evidence, config, statistics, is_heard(n), n), agreement));
     let (of_all, _) = Part { evidence, camera: None }.rule(config, statistics, &mut state.common);
     let mut ruling = Ruling::default();
     for first in (0..cameras.len()).filter(|&n| !cameras[..n].contains(&cameras[n])) {
@@ -129,7 +131,7 @@ pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, 
         ruling.pull += share * pull;
         ruling.reliability += share * reliability;
     }
-    ruling.estimated_accuracy = update(&mut state.averages, "estimated_accuracy", confidence, pace(cameras.len(), config));
+    ruling.estimated_accuracy = update(&mut state.averages, "estimated_accuracy", accuracy, pace(cameras.len(), config));
     ruling.draw_disagreement = mean(0..cameras.len(), |n| if evidence.verdicts[n].is_unanimous() { 0.0 } else { 1.0 });
     ruling
 }
@@ -152,7 +154,7 @@ impl Part<'_> {
         let pace = pace(self.frames().count(), config);
         let averages = &mut gate.averages;
         let agreement = |answer: &dyn Fn(usize) -> usize| mean(self.frames(), |n| evidence.verdicts[n].share_naming(answer(n)));
-        let draws = update(averages, "draw_agreement", mean(self.frames(), |n| evidence.verdicts[n].draw_agreement()), pace);
+        let draws = update(averages, "draw_agreement", draw_agreement(evidence, self.frames()), pace);
         let mut best_view = |name: &str, rows: &[Vec<f64>]| {
             let answer = |n: usize, view: usize| argmax(&evidence.of_frame(rows, n)[view]);
             let of_view = |view| update(averages, format_args!("{name} view {view}"), agreement(&|n| answer(n, view)), pace);
@@ -187,6 +189,11 @@ impl Part<'_> {
     }
 }
 
+/// Share of pairs of draws that name the same class, mean of `frames`.
+fn draw_agreement(evidence: &Evidence, frames: impl Iterator<Item = usize> + Clone) -> f64 {
+    mean(frames, |n| evidence.verdicts[n].draw_agreement())
+}
+
 /// By which share of the way `frames` move an average.
 fn pace(frames: usize, config: &AdaptConfig) -> f64 {
     (frames as f64 / config.gate.memory_frames).min(1.0)
@@ -210,7 +217,7 @@ pub fn teach(lessons: &mut Vec<Lesson>, evidence: &Evidence, config: &AdaptConfi
     }
 }
 
-/// The probability that frame `n` is answered rightly. The source's logits speak here: those of the classifier that has
+/// Share that the answer of frame `n` has of the calibrated posterior. The source's logits speak here: those of the classifier that has
 /// learned from the diffusion model would count its word twice.
 fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, is_judge_heard: bool, n: usize) -> f64 {
     let (errors, scale) = (&evidence.verdicts[n].errors, evidence.likelihood_scale);
@@ -218,7 +225,7 @@ fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics
         AnswerBy::Classifier => argmax(evidence.mean_logits(n)),
         AnswerBy::Posterior => argmax(posterior(evidence.mean_logits(n), errors, 1.0, config.answer_weight(is_judge_heard) * scale)),
     };
-    let Calibration { prior_weight, judge_weight } = statistics.calibration;
+    let Calibration { prior_weight, judge_weight, .. } = statistics.calibration;
     let mut calibrated = posterior(evidence.mean_source_logits(n), errors, prior_weight, judge_weight * scale);
     calibrated.nth(answer).expect("both classifiers have the same classes")
 }
@@ -283,7 +290,7 @@ mod tests {
     }
 
     fn statistics() -> Statistics {
-        let calibration = Calibration { prior_weight: 1.0, judge_weight: 2.0 };
+        let calibration = Calibration { prior_weight: 1.0, judge_weight: 2.0, intercept: 0.0, by_posterior: 1.0, by_agreement: 0.5 };
         Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, calibration, ..Statistics::default() }
     }
 
@@ -326,14 +333,27 @@ mod tests {
 
     #[test]
     fn the_estimated_accuracy_is_the_calibrated_probability_of_the_answers() {
-        // Logits 3 for the named class and 0 for two others; errors -1 for the named class and 0 for two others.
-        let agreed = (3f64 + 2.0).exp() / ((3f64 + 2.0).exp() + 2.0);
+        // Logits 3 for the named class and 0 for two others; errors -1 for the named class and 0 for two others; draws that agree.
+        let of_posterior = |share| statistics().calibration.accuracy(share, 1.0);
+        let agreed = of_posterior((3f64 + 2.0).exp() / ((3f64 + 2.0).exp() + 2.0));
         let estimate = ruled(&[0, 1], &[0, 1], &[0, 1]).0.estimated_accuracy;
         assert!((estimate - agreed).abs() < 1e-12, "{estimate} against {agreed}");
         // The classifier that learns has followed the judge, the source has not: sure of itself, and yet in doubt.
         let followed = ruled(&[0, 0], &[1, 1], &[1, 1]).0.estimated_accuracy;
-        let doubted = 2f64.exp() / (2f64.exp() + 3f64.exp() + 1.0);
+        let doubted = of_posterior(2f64.exp() / (2f64.exp() + 3f64.exp() + 1.0));
         assert!((followed - doubted).abs() < 1e-12, "{followed} against {doubted}");
+    }
+
+    #[test]
+    fn the_estimated_accuracy_falls_where_draws_disagree() {
+        let estimate = |draw_labels: &[usize]| {
+            let verdicts = [Verdict { draw_labels: draw_labels.to_vec(), ..verdict(0) }];
+            let (cameras, rows) = (["door".to_owned()], [logits(0)]);
+            let evidence = Evidence { cameras: &cameras, logits: &rows, source_logits: &rows, verdicts: &verdicts, likelihood_scale: 1.0 };
+            rule(&evidence, &config(), &statistics(), &mut PolicyState::default()).estimated_accuracy
+        };
+        let (of_doubt, of_agreement) = (estimate(&[0, 0, 1, 2]), estimate(&[0; 4]));
+        assert!(of_doubt < of_agreement - 1e-3, "{of_doubt} against {of_agreement}");
     }
 
     #[test]

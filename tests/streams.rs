@@ -139,6 +139,14 @@ fn domains_come_in_order_and_in_equal_shares() {
     // Goal: a domain's accuracy is over its share of the frames. Method: stretches of the streams that go from domain to domain.
     let held_out: Vec<_> = std::iter::once("clean").chain(HeldOut::ALL.map(HeldOut::name)).collect();
     let standard = names(Corruption::STANDARD);
+    let pairs = [
+        "speckle_noise+gaussian_blur",
+        "speckle_noise+spatter",
+        "speckle_noise+saturate",
+        "gaussian_blur+spatter",
+        "gaussian_blur+saturate",
+        "spatter+saturate",
+    ];
     let cases = [
         (Stream::Continual, standard.clone()),
         (Stream::Correlated, standard.clone()),
@@ -147,6 +155,7 @@ fn domains_come_in_order_and_in_equal_shares() {
         (Stream::Recurring, standard.repeat(20)),
         (Stream::Separate, names(&Corruption::ALL)),
         (Stream::Extra, names(Corruption::EXTRA)),
+        (Stream::ExtraPairs, names(Corruption::EXTRA).into_iter().chain(pairs).collect()),
         (Stream::HeldOut, held_out),
     ];
     for (stream, expected) in cases {
@@ -360,5 +369,5 @@ fn each_name_stands_for_one_stream() {
     // Goal: no stream hides another. Method: every name is read back, and all differ.
     let streams = Stream::value_variants();
     streams.iter().for_each(|&stream| assert_eq!(Stream::from_str(stream.name(), false), Ok(stream)));
-    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 13 + 19 + 6);
+    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 14 + 19 + 6);
 }

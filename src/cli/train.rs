@@ -159,8 +159,8 @@ fn training(run: &Run, weight_decay: f32) -> TrainingRun {
 /// Timesteps at which the diffusion model's accuracy is printed.
 const CURVE: [u32; 8] = [20, 60, 100, 200, 300, 400, 500, 600];
 
-/// Frames of the validation corruptions that the calibration is fitted on.
-const VALIDATION_FRAMES: usize = 3000;
+/// Frames of the validation corruptions, by themselves and by twos, that the calibration is fitted on.
+const VALIDATION_FRAMES: usize = 4400;
 
 fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     // They are written below; the configuration wants them to be there.
@@ -185,11 +185,10 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     // So does the canary; of images that no stream of test images shows.
     let canary = canary(&dataset::load(&finish.data, Split::Train)?, finish.seed, config.bundle.diffusion.trunk.image.height)?;
     candle_core::safetensors::save(&canary, &config.bundle.files.canary)?;
-    let timesteps: Vec<Timestep> = config.adapt.timesteps.iter().map(|&t| Timestep(t)).collect();
     let request = Request { frames: VALIDATION_FRAMES, severity: Severity::ALL[4], seed: finish.seed, visits: 1, walk: None };
-    let plan = Plan::new(Stream::Extra, &request, &rest)?;
+    let plan = Plan::new(Stream::ExtraPairs, &request, &rest)?;
     let validation = Playback { plan: &plan, images: &rest, table: Table::Tiny, side: judge.model().config().trunk.image.height };
-    let measured = statistics::measure(&classifier, &judge, &timesteps, &rest, validation.frames(), finish.seed)?;
+    let measured = statistics::measure(&classifier, &judge, &config.adapt, &rest, validation.frames(), finish.seed)?;
     std::fs::write(&config.bundle.files.statistics, serde_json::to_string_pretty(&measured)? + "\n")?;
     println!("{}", serde_json::to_string_pretty(&measured)?);
     let curve = statistics::judge_accuracy(&judge, &CURVE.map(Timestep), &rest[..2000.min(rest.len())], finish.seed)?;

@@ -43,7 +43,7 @@ pub fn bundle(channels: usize, conditioning: ClassConditioning) -> Bundle {
         statistics: Statistics {
             judge_accuracy: 0.8,
             draw_agreement: 0.8,
-            calibration: Calibration { prior_weight: 1.0, judge_weight: 0.2 },
+            calibration: Calibration { prior_weight: 1.0, judge_weight: 0.2, intercept: 0.1, by_posterior: 0.9, by_agreement: 0.3 },
             entropy: Moments { mean: 0.5, standard_deviation: 0.3 },
             ..Statistics::default()
         },

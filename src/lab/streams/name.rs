@@ -21,6 +21,7 @@ pub enum Stream {
     LabelShift,
     Day,
     Extra,
+    ExtraPairs,
     HeldOut,
     /// One of the 19 from the first frame to the last.
     OfCorruption(Corruption),
@@ -35,7 +36,7 @@ static ALL: LazyLock<Vec<Stream>> = LazyLock::new(|| {
 
 impl Stream {
     /// All but the streams of one corruption.
-    pub const NAMED: [Self; 13] = [
+    pub const NAMED: [Self; 14] = [
         Self::Clean,
         Self::Continual,
         Self::Separate,
@@ -48,6 +49,7 @@ impl Stream {
         Self::LabelShift,
         Self::Day,
         Self::Extra,
+        Self::ExtraPairs,
         Self::HeldOut,
     ];
 
@@ -65,6 +67,7 @@ impl Stream {
             Self::LabelShift => "label-shift",
             Self::Day => "day",
             Self::Extra => "extra",
+            Self::ExtraPairs => "extra-pairs",
             Self::HeldOut => "held-out",
             Self::OfCorruption(corruption) => corruption.name(),
             Self::OfHeldOut(held_out) => held_out.name(),
@@ -86,6 +89,7 @@ impl Stream {
             Self::LabelShift => "The frames' classes grow frequent and rare by turns while the 15 corruptions change",
             Self::Day => "A day of three cameras: changing light, noise at night, fog in the morning, a dirty lens",
             Self::Extra => "The 4 extra corruptions one after the other: for choosing settings",
+            Self::ExtraPairs => "The 4 extra corruptions, each by itself and each two at once: for calibrating",
             Self::HeldOut => "Six corruptions outside the 19, one after the other: never for choosing settings",
             Self::OfCorruption(_) | Self::OfHeldOut(_) => "This corruption only",
         }

@@ -10,14 +10,27 @@ fn shares(frames: usize, parts: usize) -> impl Iterator<Item = usize> {
 
 /// Clean, then each layer by itself.
 fn in_turn(layers: impl IntoIterator<Item = Layer>, frames: usize) -> Vec<Segment> {
-    let layers: Vec<_> = std::iter::once(None).chain(layers.into_iter().map(Some)).collect();
-    let lengths = shares(frames, layers.len());
-    layers.into_iter().zip(lengths).map(|(layer, frames)| Segment::of(layer, frames)).collect()
+    each_in_turn(layers.into_iter().map(|layer| vec![layer]), frames)
+}
+
+/// Clean, then what each of `scenes` lays over the image.
+fn each_in_turn(scenes: impl IntoIterator<Item = Vec<Layer>>, frames: usize) -> Vec<Segment> {
+    let scenes: Vec<_> = std::iter::once(Vec::new()).chain(scenes).collect();
+    let lengths = shares(frames, scenes.len());
+    scenes.into_iter().zip(lengths).map(|(layers, frames)| Segment::of(layers, frames)).collect()
 }
 
 /// Clean, then each corruption by itself.
 pub fn corruptions(corruptions: &[Corruption], frames: usize, severity: Severity) -> Vec<Segment> {
     in_turn(corruptions.iter().map(|&corruption| Layer::Corruption(corruption, severity)), frames)
+}
+
+/// Clean, then each corruption by itself, and each with each of those after it.
+pub fn pairs(corruptions: &[Corruption], frames: usize, severity: Severity) -> Vec<Segment> {
+    let layer = |&corruption: &Corruption| Layer::Corruption(corruption, severity);
+    let alone = corruptions.iter().map(|corruption| vec![layer(corruption)]);
+    let with_later = |(n, first)| corruptions[n + 1..].iter().map(move |second| vec![layer(first), layer(second)]);
+    each_in_turn(alone.chain(corruptions.iter().enumerate().flat_map(with_later)), frames)
 }
 
 pub fn held_out(frames: usize) -> Vec<Segment> {
