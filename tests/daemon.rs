@@ -565,6 +565,7 @@ fn promtool(arguments: &[&str], input: Option<&Path>) {
 #[test]
 fn alert_rules_and_dashboard_are_what_prometheus_reads() {
     promtool(&["check", "config", "deploy/prometheus.yml"], None);
+    promtool(&["test", "rules", "tests/alerts.yml"], None);
     let dashboard = std::fs::read_to_string("deploy/grafana-dashboard.json").expect("a dashboard");
     let dashboard: serde_json::Value = serde_json::from_str(&dashboard).expect("dashboards are JSON");
     let targets = dashboard["panels"].as_array().into_iter().flatten().flat_map(|panel| panel["targets"].as_array()).flatten();
@@ -602,6 +603,19 @@ async fn metrics_are_those_of_the_table_and_lint_clean() {
         let file = home.path().join("metrics.txt");
         std::fs::write(&file, &text).expect("the temporary folder takes files");
         promtool(&["check", "metrics"], Some(&file));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_that_learn_run_where_a_core_is_idle_and_no_others_do() {
+    // Goal: a frame does not wait for a thread that learns to end its slice. Method: the policy of each of the daemon's threads.
+    const SCHED_IDLE: u32 = 5;
+    let (home, broker) = (Home::new(), Broker::start(&servers()[0]).await);
+    let daemon = Daemon::start(&home, &broker, &[]).await;
+    let threads = daemon.threads();
+    assert!(threads.iter().any(|(name, _)| name.starts_with("adapter-")), "{threads:?}");
+    for (name, policy) in &threads {
+        assert_eq!(*policy == SCHED_IDLE, name.starts_with("adapter-"), "{threads:?}");
     }
 }
 
