@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Cameras that have a value of their own; all others share one.
-pub const CAMERAS_MAX: usize = 256;
+const CAMERAS_MAX: usize = 256;
 /// Name of all others: no camera has it.
 const OTHERS: &str = "";
 /// Windows after which a camera that was not seen is forgotten.

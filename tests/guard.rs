@@ -128,12 +128,14 @@ fn a_restart_at_any_window_finds_the_same_harm_at_the_same_window() {
 fn a_camera_that_stands_still_is_answered_and_learned_from_a_few_times_and_loses_nothing_of_it() {
     let guard = GuardConfig { canary_evidence_max: f64::MAX, ..harmful().guard };
     let mut session = fresh(&AdaptConfig { guard, anchor_pull: 0.1, ..harmful() });
-    let mut versions = Vec::new();
+    let (mut versions, mut weights) = (Vec::new(), Vec::new());
     for index in 0..40 {
         let still = Frame { sequence: FrameSeq(index + 1), ..tiny::frame(1, 0, "door") };
         let answered = session.frame(still).expect("no fatal error").predictions;
         assert_eq!(answered.len(), 1, "frame {index}");
         versions.push(answered[0].weights_version.0);
+        weights.push(values(&session.state()));
     }
+    assert!(weights[10] != weights[0] && weights[10..].iter().all(|later| *later == weights[10]), "the weights stand where they are");
     assert_eq!(versions.last(), Some(&1), "of the first window two frames were learned from, of the others none: {versions:?}");
 }

@@ -131,11 +131,6 @@ impl DecisionLog {
         self.after(state.control.generation).iter().map(scheduled).collect()
     }
 
-    /// Number of the newest; 0 without one.
-    pub fn last(&self) -> u64 {
-        self.decisions.by_operators.last().map_or(0, |decided| decided.number)
-    }
-
     /// Adds a decision; when this returns, it is on the disk, and with it what a roll-back goes to.
     ///
     /// # Errors
@@ -221,7 +216,7 @@ mod tests {
         all.iter().for_each(|decided| log.append(decided.clone()).expect("a disk"));
         log.put_aside("FRAMES@1", FrameSeq(7)).expect("a disk");
         let log = DecisionLog::open(dir.path()).expect("what was written");
-        assert_eq!((log.after(0), log.after(1), log.after(3), log.last()), (&all[..], &all[1..], &[][..], 3));
+        assert_eq!((log.after(0), log.after(1), log.after(3)), (&all[..], &all[1..], &[][..]));
         assert!(log.is_put_aside("FRAMES@1", FrameSeq(7)) && !log.is_put_aside("FRAMES@2", FrameSeq(7)));
         let path = dir.path().join(DECISIONS_FILE);
         let bytes = std::fs::read(&path).expect("the file");
@@ -243,6 +238,6 @@ mod tests {
         assert!(log.append(missing).is_err_and(|error| error.is_not_found()));
         drop(dir);
         assert!(log.append(decided(1, Action::Reset {})).is_err());
-        assert_eq!(log.last(), 0);
+        assert_eq!(log.after(0), []);
     }
 }
