@@ -607,19 +607,6 @@ async fn metrics_are_those_of_the_table_and_lint_clean() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn threads_that_learn_run_where_a_core_is_idle_and_no_others_do() {
-    // Goal: a frame does not wait for a thread that learns to end its slice. Method: the policy of each of the daemon's threads.
-    const SCHED_IDLE: u32 = 5;
-    let (home, broker) = (Home::new(), Broker::start(&servers()[0]).await);
-    let daemon = Daemon::start(&home, &broker, &[]).await;
-    let threads = daemon.threads();
-    assert!(threads.iter().any(|(name, _)| name.starts_with("adapter-")), "{threads:?}");
-    for (name, policy) in &threads {
-        assert_eq!(*policy == SCHED_IDLE, name.starts_with("adapter-"), "{threads:?}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn thirty_frames_a_second_are_answered_with_adaptation_on() {
     // Goal: the shipped bundle keeps up with a camera, and no window goes unadapted for want of time.
     // Method: `undrift publish` plays 300 frames at 30 a second, and the gate is open, so that every window is learned from; then every

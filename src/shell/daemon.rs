@@ -49,7 +49,6 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +58,8 @@ const OUTBOX_MESSAGES_MAX: usize = 4096;
 /// How long a stopping daemon waits for its last predictions to leave, after the store has waited for them.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(4);
+/// Of 19: a tenth of a share of the processor while frames want it.
+const ADAPTER_NICENESS: i32 = 10;
 
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
@@ -514,15 +515,13 @@ fn adapt(mut adapter: Adapter, threads: &ThreadPool, jobs: &mpsc::Receiver<Job>,
     Ok(())
 }
 
-/// They run where the frames' threads leave a core idle, and are stopped at once when one of those wakes: a thread with a niceness is let
-/// run to the end of its slice first, which is milliseconds.
+/// They give way to the frames' threads.
 fn adapter_threads() -> Result<ThreadPool, DaemonError> {
     let threads = (rayon::current_num_threads() / 2).max(1);
     let name = |thread| format!("adapter-{thread}");
     let give_way = |_: usize| {
-        // Where it cannot be set, frames wait a little longer.
-        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-        let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
+        // Linux has a niceness for each thread. Where it cannot be set, frames wait a little longer.
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), ADAPTER_NICENESS);
     };
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -285,19 +285,6 @@ impl Daemon {
         self.process.wait().expect("the daemon can be killed");
     }
 
-    /// Names of its threads, and each one's scheduling policy by its number in Linux' `sched.h`.
-    pub fn threads(&self) -> Vec<(String, u32)> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("the daemon runs");
-        // A thread may have ended.
-        let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
-        let thread = |stat: String| {
-            // pid (name) state ...; the policy is field 41.
-            let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
-            Some((name.to_owned(), rest.split_whitespace().nth(41 - 3)?.parse().ok()?))
-        };
-        stats.filter_map(thread).collect()
-    }
-
     /// Stops its clock until [`Self::resume`].
     pub fn pause(&self) {
         self.signal("STOP");
