@@ -332,7 +332,7 @@ impl Desk {
     fn new(sizes: &Sizes) -> Self {
         let bundle = sizes.bundle();
         let learner = source_state(&bundle.classifier, WeightsVersion(0));
-        let adapter = Adapter::new(&bundle, &sizes.adapt, learner).expect("an adapter");
+        let adapter = Adapter::new(&bundle, &sizes.adapt, &learner).expect("an adapter");
         Self { adapter, window: sizes.window(), judgement: Judgement::default(), judge: Vec::new(), learn: Vec::new() }
     }
 

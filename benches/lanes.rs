@@ -188,7 +188,7 @@ fn learn(criterion: &mut Criterion) {
 }
 
 fn adapter(bundle: &Bundle, adapt: &AdaptConfig) -> Adapter {
-    Adapter::new(bundle, adapt, source_state(&bundle.classifier, WeightsVersion(0))).expect("an adapter")
+    Adapter::new(bundle, adapt, &source_state(&bundle.classifier, WeightsVersion(0))).expect("an adapter")
 }
 
 /// Frames of noise.

@@ -24,7 +24,8 @@ use crate::noise::NoiseSecret;
 use crate::observation::{Observation, SkipReason, WindowReport};
 use crate::prediction::{PREDICTION_VERSION, Prediction, RankedClass, StageLatency};
 use crate::state::{DurableState, LearnerState, OpenFrame, Served};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// A frame that was applied.
 struct Taken {
@@ -60,6 +61,8 @@ pub struct Pipeline {
     source_weights: Tensors,
     source: FrozenClassifier,
     serving: FrozenClassifier,
+    /// Of weights that will serve, by their version.
+    prepared: BTreeMap<WeightsVersion, FrozenClassifier>,
     /// Where it speaks in the answers.
     judge: Option<Judge>,
     timesteps: Vec<Timestep>,
@@ -179,7 +182,7 @@ impl Pipeline {
     }
 
     /// What the adapter goes on from.
-    pub fn learner(&self) -> &LearnerState {
+    pub fn learner(&self) -> &Arc<LearnerState> {
         &self.current.learner
     }
 
@@ -383,9 +386,10 @@ impl Pipeline {
         Ok(())
     }
 
-    fn adapted(&mut self, adapted: Adapted, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+    fn adapted(&mut self, mut adapted: Adapted, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         assert_eq!(self.awaited.pop_front(), Some(adapted.index), "the adapter finishes windows in their order");
         self.take_note(&adapted, effects);
+        self.prepared.extend(adapted.classifier.take().map(|classifier| (adapted.learner.version, classifier)));
         receive(&mut self.current, &adapted);
         self.borders.iter_mut().for_each(|border| receive(&mut border.state, &adapted));
         if self.config.answer == AnswerTime::After {
@@ -449,7 +453,12 @@ impl Pipeline {
     }
 
     fn serve(&mut self, served: Served, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
-        self.serving = FrozenClassifier::new(&self.classifier_config, &served.weights)?;
+        let mut newer = self.prepared.split_off(&served.version);
+        self.serving = match newer.remove(&served.version) {
+            Some(classifier) => classifier,
+            None => FrozenClassifier::new(&self.classifier_config, &served.weights)?,
+        };
+        self.prepared = newer;
         self.is_source_serving = parameters::are_equal(&served.weights, &self.source_weights)?;
         if served.version != self.current.serving.version {
             effects.push(Effect::Observe(Observation::Serving { version: served.version }));
@@ -486,9 +495,9 @@ impl Pipeline {
             Decision::Adapt { enabled } => {
                 self.current.control.adapt_enabled = enabled;
                 if enabled && self.is_frozen() {
-                    let learner = &mut self.current.learner;
+                    let learner = Arc::make_mut(&mut self.current.learner);
                     learner.guard = std::mem::take(&mut learner.guard).thawed();
-                    effects.push(Effect::Adapt(Job::Restore(Box::new(learner.clone()))));
+                    effects.push(Effect::Adapt(Job::Restore(Arc::clone(&self.current.learner))));
                 }
                 effects.push(Effect::Observe(Observation::AdaptationSwitched { enabled }));
             }
@@ -499,7 +508,7 @@ impl Pipeline {
             Decision::RollBack(learner) => {
                 let version = self.next_version();
                 let guard = learner.guard.clone().thawed();
-                self.replace(LearnerState { version, guard, ..*learner }, effects)?;
+                self.replace(LearnerState { version, guard, ..Arc::unwrap_or_clone(learner) }, effects)?;
                 effects.push(Effect::Observe(Observation::RolledBack { version }));
             }
         }
@@ -513,9 +522,9 @@ impl Pipeline {
     fn replace(&mut self, learner: LearnerState, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         self.current.pending.clear();
         self.serve(Served::now(&learner), effects)?;
-        self.current.learner = learner.clone();
+        self.current.learner = Arc::new(learner);
         self.tally.last_report = None;
-        effects.push(Effect::Adapt(Job::Restore(Box::new(learner))));
+        effects.push(Effect::Adapt(Job::Restore(Arc::clone(&self.current.learner))));
         Ok(())
     }
 
@@ -544,7 +553,7 @@ fn receive(state: &mut DurableState, adapted: &Adapted) {
     if learner.version != latest.version || learner.policy.is_judge_heard() != latest.is_judge_heard {
         state.pending.push(Served { window: Some(adapted.index), ..Served::now(learner) });
     }
-    state.learner = learner.clone();
+    state.learner = Arc::clone(learner);
 }
 
 /// H = BLAKE3(H, sequence, payload hash, broker's time).

@@ -130,7 +130,8 @@ pub struct DurableState {
     pub serving: Served,
     /// Weights that are ready and not yet serving, oldest first.
     pub pending: Vec<Served>,
-    pub learner: LearnerState,
+    /// Shared, as states are copied at each border and its moments are as large as the weights.
+    pub learner: Arc<LearnerState>,
     pub monitor: MonitorState,
     /// The window that is open, oldest first; empty at a border.
     pub open: Vec<OpenFrame>,
@@ -243,14 +244,14 @@ impl DurableState {
         Ok(Self {
             serving: served("serving", 0, scalars.serving)?,
             pending: pending.collect::<Result<_, _>>()?,
-            learner: LearnerState {
+            learner: Arc::new(LearnerState {
                 version: scalars.learner_version,
                 weights: weights("learner")?,
                 optimizer: optimizer("", scalars.optimizer_steps)?,
                 policy: scalars.policy,
                 guard: scalars.guard,
                 good: good.transpose()?,
-            },
+            }),
             incarnation: scalars.incarnation,
             sequence: scalars.sequence,
             frames: scalars.frames,

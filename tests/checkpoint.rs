@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 use support::{meta, state};
 use tempfile::TempDir;
 use undrift::by_camera::ByCamera;
@@ -16,7 +17,12 @@ use undrift::noise::NoiseKey;
 use undrift::pipeline::Decision;
 use undrift::shell::decision_log::{Action, Decided, DecisionLog};
 use undrift::shell::store::{self, Generation, Store, StoreError};
-use undrift::state::DurableState;
+use undrift::state::{DurableState, LearnerState};
+
+/// What the adapter goes on from, to be changed.
+fn learner(state: &mut DurableState) -> &mut LearnerState {
+    Arc::make_mut(&mut state.learner)
+}
 
 fn hash(state: &DurableState) -> [u8; 32] {
     state_hash(state).expect("tensors of f32")
@@ -82,18 +88,18 @@ fn the_state_hash_sees_every_part_of_the_state_and_not_the_time() {
         |s| s.pending.clear(),
         |s| s.pending[0].weights = s.learner.weights.clone(),
         |s| s.pending[0].is_judge_heard.values_mut().for_each(|is_heard| *is_heard ^= true),
-        |s| s.learner.version.0 += 1,
-        |s| s.learner.weights = s.serving.weights.clone(),
-        |s| s.learner.optimizer.steps += 1,
-        |s| s.learner.optimizer.first_moments.values_mut().for_each(|values| values[0] += 1.0),
-        |s| s.learner.optimizer.second_moments.values_mut().for_each(|values| values[0] += 1.0),
-        |s| s.learner.policy.averages.clear(),
-        |s| s.learner.policy.common.averages.clear(),
-        |s| s.learner.policy.gates = ByCamera::default(),
-        |s| s.learner.policy.gates.see(std::iter::once("yard")),
-        |s| s.learner.policy.gates.values_mut().for_each(|gate| gate.averages.clear()),
-        |s| s.learner.policy.gates.values_mut().for_each(|gate| gate.is_judge_heard ^= true),
-        |s| s.learner.policy.gates.values_mut().for_each(|gate| gate.is_teaching ^= true),
+        |s| learner(s).version.0 += 1,
+        |s| learner(s).weights = s.serving.weights.clone(),
+        |s| learner(s).optimizer.steps += 1,
+        |s| learner(s).optimizer.first_moments.values_mut().for_each(|values| values[0] += 1.0),
+        |s| learner(s).optimizer.second_moments.values_mut().for_each(|values| values[0] += 1.0),
+        |s| learner(s).policy.averages.clear(),
+        |s| learner(s).policy.common.averages.clear(),
+        |s| learner(s).policy.gates = ByCamera::default(),
+        |s| learner(s).policy.gates.see(std::iter::once("yard")),
+        |s| learner(s).policy.gates.values_mut().for_each(|gate| gate.averages.clear()),
+        |s| learner(s).policy.gates.values_mut().for_each(|gate| gate.is_judge_heard ^= true),
+        |s| learner(s).policy.gates.values_mut().for_each(|gate| gate.is_teaching ^= true),
         |s| s.monitor.averages.clear(),
         |s| s.monitor.hits.swap(0, 1),
     ];
@@ -175,13 +181,13 @@ fn a_checkpoint_of_another_version_is_refused_and_left_alone() {
 #[test]
 fn a_state_that_is_not_finite_is_not_written() {
     let mut broken = state(32, 1);
-    broken.learner.optimizer.first_moments.insert("head.bias".to_owned(), vec![f32::NAN]);
+    learner(&mut broken).optimizer.first_moments.insert("head.bias".to_owned(), vec![f32::NAN]);
     assert!(encode(&broken, &meta()).is_err());
     let mut broken = state(32, 1);
-    broken.learner.policy.averages.insert("reliability".to_owned(), f64::INFINITY);
+    learner(&mut broken).policy.averages.insert("reliability".to_owned(), f64::INFINITY);
     assert!(matches!(encode(&broken, &meta()), Err(CheckpointError::NotFinite { .. })));
     let mut broken = state(32, 1);
-    broken.learner.policy.gates.values_mut().flat_map(|gate| gate.averages.values_mut()).for_each(|average| *average = f64::NAN);
+    learner(&mut broken).policy.gates.values_mut().flat_map(|gate| gate.averages.values_mut()).for_each(|average| *average = f64::NAN);
     assert!(matches!(encode(&broken, &meta()), Err(CheckpointError::NotFinite { .. })));
 }
 

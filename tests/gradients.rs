@@ -119,7 +119,7 @@ fn window(channels: usize) -> Vec<WindowFrame> {
 }
 
 /// What came of a window that was learned from.
-fn learned(adapter: &mut Adapter, channels: usize) -> LearnerState {
+fn learned(adapter: &mut Adapter, channels: usize) -> Arc<LearnerState> {
     let adapted = adapter.run(Job::Window { index: 0, frames: window(channels) }).expect("a window").expect("an answer");
     assert!(matches!(adapted.outcome, Outcome::Learned(_)), "{:?}", adapted.outcome);
     adapted.learner
@@ -127,7 +127,7 @@ fn learned(adapter: &mut Adapter, channels: usize) -> LearnerState {
 
 /// Names of parameters that one window's adaptation moved.
 fn moved(bundle: &Bundle, channels: usize, config: &AdaptConfig) -> Vec<String> {
-    let mut adapter = Adapter::new(bundle, config, source_state(&bundle.classifier, WeightsVersion(0))).expect("an adapter");
+    let mut adapter = Adapter::new(bundle, config, &source_state(&bundle.classifier, WeightsVersion(0))).expect("an adapter");
     let is_moved = |(name, after): (&String, &Tensor)| (values(after) != values(&bundle.classifier[name])).then(|| name.clone());
     learned(&mut adapter, channels).weights.iter().filter_map(is_moved).collect()
 }
@@ -150,9 +150,9 @@ fn statistics_of_batch_norm_follow_the_frames_and_are_part_of_the_state() {
     assert!(!statistics.iter().any(|name| held.contains(name)), "{held:?}");
 
     let source = source_state(&bundle.classifier, WeightsVersion(0));
-    let mut adapter = Adapter::new(&bundle, &config, source).expect("an adapter");
+    let mut adapter = Adapter::new(&bundle, &config, &source).expect("an adapter");
     let first = learned(&mut adapter, 1);
-    let mut restarted = Adapter::new(&bundle, &config, first).expect("an adapter");
+    let mut restarted = Adapter::new(&bundle, &config, &first).expect("an adapter");
     let (went_on, began_again) = (learned(&mut adapter, 1), learned(&mut restarted, 1));
     assert!(undrift::model::parameters::are_equal(&went_on.weights, &began_again.weights).expect("tensors"));
 }

@@ -257,7 +257,7 @@ fn adapt(fixture: &Fixture, optimizer: (&str, OptimizerConfig, f32), steps: u32)
         canary: Canary::default(),
     };
     let source = source_state(&bundle.classifier, WeightsVersion(0));
-    let mut adapter = Adapter::new(&bundle, &config(optimizer, steps), source).expect("an adapter");
+    let mut adapter = Adapter::new(&bundle, &config(optimizer, steps), &source).expect("an adapter");
     let frame = |(index, views)| WindowFrame {
         camera: "cam".to_owned(),
         key: key(index),
@@ -269,7 +269,7 @@ fn adapt(fixture: &Fixture, optimizer: (&str, OptimizerConfig, f32), steps: u32)
     let adapted = adapter.run(Job::Window { index: 0, frames }).expect("a window").expect("an answer");
     let Outcome::Learned(report) = adapted.outcome else { panic!("nothing was learned: {:?}", adapted.outcome) };
     assert_eq!(adapted.learner.version, WeightsVersion(u64::from(steps)));
-    (report, adapted.learner.weights)
+    (report, adapted.learner.weights.clone())
 }
 
 /// Compares the weights after `steps` steps, parameter by parameter, and what has changed, of which the weights' own size hides

@@ -6,6 +6,7 @@ mod tiny;
 
 use AdapterSpeed::{AtLast, AtOnce, Midway};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use undrift::by_camera::ByCamera;
 use undrift::frame::{ClassIndex, Frame, FrameSeq};
 use undrift::learner::{AdaptConfig, Adapter, AnswerBy, AnswerTime};
@@ -57,7 +58,7 @@ impl Run {
         let pipeline = Pipeline::new(&bundle, config, shape, NoiseSecret::from_seed(1), start).expect("a bundle that fits");
         Self {
             channels,
-            adapter: Adapter::new(&bundle, config, pipeline.learner().clone()).expect("a bundle that fits"),
+            adapter: Adapter::new(&bundle, config, pipeline.learner()).expect("a bundle that fits"),
             pipeline,
             predictions: Vec::new(),
             persisted: Vec::new(),
@@ -263,7 +264,7 @@ fn rolling_back_brings_the_earlier_weights_under_a_new_version() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..16, false, AtOnce);
     let earlier = run.persisted[1].clone();
-    run.decide(Decision::RollBack(Box::new(earlier.learner.clone())));
+    run.decide(Decision::RollBack(Arc::clone(&earlier.learner)));
     let state = run.pipeline.state();
     assert!(state.learner.version > earlier.learner.version);
     for (name, tensor) in &earlier.learner.weights {
@@ -331,7 +332,7 @@ fn decisions(run: &Run, index: u64) -> Vec<Decision> {
     match index {
         9 => vec![Decision::Adapt { enabled: false }],
         14 | 31 => vec![Decision::Adapt { enabled: true }],
-        19 => vec![Decision::RollBack(Box::new(run.persisted[1].learner.clone()))],
+        19 => vec![Decision::RollBack(Arc::clone(&run.persisted[1].learner))],
         24 => vec![Decision::Reset, Decision::Adapt { enabled: false }],
         _ => Vec::new(),
     }

@@ -20,7 +20,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::AddAssign;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use undrift::bundle::Bundle;
 use undrift::checkpoint::{self, Meta, state_hash};
 use undrift::decode::{Limits, Message, decode};
@@ -89,7 +89,7 @@ impl Setup {
     }
 
     fn adapter(&self, pipeline: &Pipeline) -> Adapter {
-        Adapter::new(&BUNDLE, &self.config, pipeline.learner().clone()).expect("a bundle that fits")
+        Adapter::new(&BUNDLE, &self.config, pipeline.learner()).expect("a bundle that fits")
     }
 
     /// Of all that is a function of the stream.
@@ -149,7 +149,7 @@ impl Action {
         match self {
             Self::Adapt { enabled } => Decision::Adapt { enabled: *enabled },
             Self::Reset => Decision::Reset,
-            Self::RollBack(checkpoint) => Decision::RollBack(Box::new(restored(checkpoint).learner)),
+            Self::RollBack(checkpoint) => Decision::RollBack(restored(checkpoint).learner),
         }
     }
 }
@@ -673,7 +673,7 @@ fn undisturbed(setup: &Setup, frames: Vec<(Frame, bool)>, log: &[Decided]) -> Un
         while let Some(decided) = log.pop_front_if(|decided| decided.after < next) {
             let decision = match &decided.action {
                 // To its own state of then.
-                Action::RollBack(checkpoint) => Decision::RollBack(Box::new(run.states[&place(&restored(checkpoint))].learner.clone())),
+                Action::RollBack(checkpoint) => Decision::RollBack(Arc::clone(&run.states[&place(&restored(checkpoint))].learner)),
                 action => action.decision(),
             };
             apply(Event::Decided(decision), &mut run);

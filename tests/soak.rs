@@ -59,7 +59,7 @@ fn heap_at_borders(frames: u64) -> Vec<usize> {
     let shape = OutputShape { top_k: 2, checkpoint_windows: 8 };
     let start = Start::Source { incarnation: "test".to_owned(), birth: 0 };
     let mut pipeline = Pipeline::new(&bundle, &config, shape, NoiseSecret::from_seed(1), start).expect("a bundle that fits");
-    let mut adapter = Adapter::new(&bundle, &config, pipeline.learner().clone()).expect("a bundle that fits");
+    let mut adapter = Adapter::new(&bundle, &config, pipeline.learner()).expect("a bundle that fits");
     // Its own memory is there before the first sample.
     let mut held = Vec::with_capacity(usize::try_from(SAMPLES).expect("few"));
     let (warm, distance) = (WARM, frames / SAMPLES);

@@ -45,7 +45,7 @@ fn judging_and_learning_take_no_memory_of_their_own_once_their_buffers_are_there
     let weights: usize = bundle.classifier.values().map(|tensor| 4 * tensor.elem_count()).sum();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     for is_judged in [false, true] {
-        let mut adapter = Adapter::new(&bundle, &config.adapt, source_state(&bundle.classifier, WeightsVersion(0))).expect("an adapter");
+        let mut adapter = Adapter::new(&bundle, &config.adapt, &source_state(&bundle.classifier, WeightsVersion(0))).expect("an adapter");
         let mut judgement = Judgement::default();
         let mut learn = || {
             let before = heap::requests();

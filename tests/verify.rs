@@ -12,6 +12,7 @@ use harness::{Broker, Daemon, Home, Server, control, copy_folder, png, servers, 
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use undrift::frame::FrameSeq;
@@ -225,12 +226,12 @@ async fn a_true_history_is_confirmed_and_the_first_wrong_frame_of_a_changed_one_
         check(case.verify(&[]), 0, "stream");
 
         let changes: [fn(&mut DurableState); 6] = [
-            |state| state.learner.optimizer.steps += 1,
+            |state| Arc::make_mut(&mut state.learner).optimizer.steps += 1,
             |state| state.frames += 1,
             |state| state.input_chain[0] ^= 1,
             |state| state.serving.is_judge_heard.values_mut().for_each(|is_heard| *is_heard ^= true),
-            |state| state.learner.weights = state.serving.weights.clone(),
-            |state| state.learner.optimizer.first_moments.values_mut().for_each(|values| values[0] += 1e-6),
+            |state| Arc::make_mut(&mut state.learner).weights = state.serving.weights.clone(),
+            |state| Arc::make_mut(&mut state.learner).optimizer.first_moments.values_mut().for_each(|values| values[0] += 1e-6),
         ];
         for change in changes {
             let case = history.copy(&server).await;

@@ -55,7 +55,7 @@ impl Session {
     pub fn start(bundle: &Bundle, config: &AdaptConfig, top_k: usize, secret: NoiseSecret, start: Start) -> Result<Self, SessionError> {
         let pipeline = Pipeline::new(bundle, config, OutputShape { top_k, checkpoint_windows: u64::MAX }, secret, start)?;
         Ok(Self {
-            adapter: Adapter::new(bundle, config, pipeline.learner().clone())?,
+            adapter: Adapter::new(bundle, config, pipeline.learner())?,
             pipeline,
             config: config.clone(),
             diffusion_config: bundle.diffusion_config,

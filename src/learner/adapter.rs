@@ -61,7 +61,7 @@ pub struct Adapter {
 impl Adapter {
     /// # Errors
     /// Where the bundle's weights or `learner` do not fit its configuration.
-    pub fn new(bundle: &Bundle, config: &AdaptConfig, learner: LearnerState) -> Result<Self, AdaptError> {
+    pub fn new(bundle: &Bundle, config: &AdaptConfig, learner: &LearnerState) -> Result<Self, AdaptError> {
         let source_model = Classifier::trainable(&bundle.classifier_config, &bundle.classifier, config.trainable)?;
         let source = trainable_values(&source_model)?;
         let mut adapter = Self {
@@ -89,14 +89,18 @@ impl Adapter {
     /// Does a job; a restored state has no answer.
     pub fn run(&mut self, job: Job) -> Result<Option<Adapted>, AdaptError> {
         match job {
-            Job::Restore(learner) => self.restore(*learner).map(|()| None),
+            Job::Restore(learner) => self.restore(&learner).map(|()| None),
             Job::Window { index, frames } => {
+                let before = self.version;
                 let guarded = match self.guard.is_frozen {
                     true => Guarded::skipped(SkipReason::Frozen),
                     false => self.learn_guarded(index, frames)?,
                 };
                 let Guarded { withheld, outcome, .. } = guarded;
-                Ok(Some(Adapted { index, withheld, learner: self.state()?, outcome }))
+                let learner = Arc::new(self.state()?);
+                let is_new = learner.version != before;
+                let classifier = is_new.then(|| FrozenClassifier::new(&self.classifier_config, &learner.weights)).transpose()?;
+                Ok(Some(Adapted { index, withheld, learner, classifier, outcome }))
             }
         }
     }
@@ -159,7 +163,7 @@ impl Adapter {
             ..source()
         });
         let guard = GuardState { is_frozen: true, ..self.guard.clone() };
-        self.restore(LearnerState { guard, good, ..learner })
+        self.restore(&LearnerState { guard, good, ..learner })
     }
 
     /// The judge's verdicts on a window, into buffers that were there before; they do not depend on the classifier. Those that the
@@ -378,15 +382,15 @@ impl Adapter {
         })
     }
 
-    fn restore(&mut self, learner: LearnerState) -> Result<(), AdaptError> {
+    fn restore(&mut self, learner: &LearnerState) -> Result<(), AdaptError> {
         // All weights, also those that do not learn now and may have learned under another configuration.
         self.classifier = Classifier::trainable(&self.classifier_config, &learner.weights, self.config.trainable)?;
-        let state = if self.is_usable(&learner.optimizer) { learner.optimizer } else { OptimizerState::default() };
+        let state = if self.is_usable(&learner.optimizer) { learner.optimizer.clone() } else { OptimizerState::default() };
         self.optimizer.restore(state);
         self.version = learner.version;
-        self.policy = learner.policy;
-        self.guard = learner.guard;
-        self.good = learner.good;
+        self.policy = learner.policy.clone();
+        self.guard = learner.guard.clone();
+        self.good = learner.good.clone();
         Ok(())
     }
 

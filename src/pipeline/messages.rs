@@ -2,12 +2,13 @@
 
 use crate::frame::{ClassIndex, Frame, FrameSeq};
 use crate::guard::Withheld;
-use crate::learner::Verdict;
+use crate::learner::{FrozenClassifier, Verdict};
 use crate::model::ParameterError;
 use crate::noise::NoiseKey;
 use crate::observation::{DriftState, Observation, SkipReason, WindowReport};
 use crate::prediction::Prediction;
 use crate::state::{DurableState, LearnerState};
+use std::sync::Arc;
 
 /// What the shell tells the pipeline.
 pub enum Event {
@@ -30,7 +31,7 @@ pub enum Decision {
     /// The source weights.
     Reset,
     /// The weights of an earlier state.
-    RollBack(Box<LearnerState>),
+    RollBack(Arc<LearnerState>),
 }
 
 /// A decision that was made before, at its place in the stream.
@@ -54,7 +55,7 @@ pub enum Effect {
 /// Frames to learn from, or a state to go on from.
 pub enum Job {
     Window { index: u64, frames: Vec<WindowFrame> },
-    Restore(Box<LearnerState>),
+    Restore(Arc<LearnerState>),
 }
 
 /// What the adapter needs of a frame.
@@ -76,7 +77,9 @@ pub struct Adapted {
     pub index: u64,
     pub withheld: Withheld,
     /// A deep copy: shares no memory with the adapter.
-    pub learner: LearnerState,
+    pub learner: Arc<LearnerState>,
+    /// Its weights, ready to answer, where they are new: no frame is to wait while they are made so.
+    pub classifier: Option<FrozenClassifier>,
     pub outcome: Outcome,
 }
 

@@ -12,7 +12,8 @@ use crate::model::{ParameterError, Tensors, parameters};
 use crate::monitor::Monitor;
 use crate::noise::NoiseSecret;
 use crate::state::{Control, DurableState, MonitorState, OpenFrame, Served};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// What the configuration says of answers and checkpoints.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +53,7 @@ impl Pipeline {
             source_weights: bundle.classifier.clone(),
             source: classifier(&bundle.classifier)?,
             serving: classifier(&state.serving.weights)?,
+            prepared: BTreeMap::new(),
             judge: match config.answer_by {
                 AnswerBy::Classifier => None,
                 AnswerBy::Posterior => Some(Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?),
@@ -115,7 +117,7 @@ pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String, b
         control: Control { adapt_enabled: config.enabled, generation: 0 },
         serving: Served::now(&learner),
         pending: Vec::new(),
-        learner,
+        learner: Arc::new(learner),
         monitor: MonitorState::default(),
         open: Vec::new(),
     }

@@ -279,7 +279,7 @@ impl Daemon {
             self.persist(state.clone()).await;
         }
         let last = Position { sequence: state.sequence.0, mark: state.mark };
-        let adapter = Adapter::new(&self.bundle, &self.config.adapt, pipeline.learner().clone())?;
+        let adapter = Adapter::new(&self.bundle, &self.config.adapt, pipeline.learner())?;
         let id_prefix = id_prefix(pipeline.incarnation(), self.stream.is_some());
         let Some(answered) = self.answered(&id_prefix, last.sequence, shutdown).await else { return Ok(SessionEnd::Shutdown) };
         let history = self.history(&pipeline, answered, &held)?;
@@ -455,7 +455,7 @@ async fn persevere<T, F: Future<Output = Result<T, NatsError>>>(
 /// Weights of another bundle are another model's: position and switches are kept, what was learned is not.
 fn start_from_source(state: &mut DurableState, bundle: &Bundle) {
     let version = WeightsVersion(state.serving.version.max(state.learner.version).0 + 1);
-    state.learner = source_state(&bundle.classifier, version);
+    state.learner = Arc::new(source_state(&bundle.classifier, version));
     state.serving = Served::now(&state.learner);
     state.pending.clear();
     state.monitor = MonitorState::default();

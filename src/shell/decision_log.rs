@@ -118,7 +118,7 @@ impl DecisionLog {
                 Action::RollBack { .. } => {
                     let (pinned, meta) = store::load_pinned(&self.dir, decided.number)?;
                     if meta.is_of_bundle(fingerprints) {
-                        Decision::RollBack(Box::new(pinned.learner))
+                        Decision::RollBack(pinned.learner)
                     } else {
                         tracing::warn!(number = decided.number, "a roll-back went to another bundle's weights: the source weights instead");
                         Decision::Reset

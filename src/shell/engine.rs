@@ -264,7 +264,7 @@ impl Engine {
             Order::RollBack(generation, state, asker) => {
                 match self.pipeline.check_rollback(&state) {
                     Ok(()) => {
-                        let decision = Decision::RollBack(Box::new(state.learner));
+                        let decision = Decision::RollBack(state.learner);
                         self.deciding.push_back((decision, Action::RollBack { generation }, asker));
                     }
                     Err(error) => asker.answer(Err(format!("that checkpoint is of another classifier: {error}").into())),

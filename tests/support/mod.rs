@@ -35,14 +35,14 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
         control: Control { adapt_enabled: true, generation: 2 },
         serving: served(0),
         pending: vec![served(1)],
-        learner: LearnerState {
+        learner: Arc::new(LearnerState {
             version: WeightsVersion(2),
             weights: weights(frames + 2, rows),
             optimizer: optimizer(frames + 3),
             policy: policy(),
             guard: guard(),
             good: Some(Arc::new(Good { weights: weights(frames + 5, rows), optimizer: optimizer(frames + 6), policy: policy() })),
-        },
+        }),
         open: vec![OpenFrame { frame: frame(), is_judged: true, input_chain: [7; 32] }],
         monitor: MonitorState { averages: average("entropy", -0.0), hits: [(true, false), (false, false)].into() },
     }
