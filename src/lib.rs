@@ -53,7 +53,7 @@ pub mod decode;
 pub mod diffusion;
 pub mod frame;
 pub mod guard;
-#[allow(unsafe_code, reason = "calls into gemm, the allocator and CUDA; each block says why it is sound")]
+#[allow(unsafe_code, reason = "calls into gemm, the allocator, the scheduler and CUDA; each block says why it is sound")]
 pub mod kernels;
 pub mod lab;
 pub mod learner;

@@ -1,5 +1,6 @@
 //! Matrix products by the `gemm` crate, behind views that check their bounds.
 
+use super::right_of_way::rest_while_taken;
 use gemm::Parallelism;
 
 /// A matrix in a slice: element (r, c) is at `r * row_stride + c * column_stride`.
@@ -14,7 +15,7 @@ pub struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// Row-major with `row_stride` values from one row to the next.
-    pub fn rows_of(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+    pub const fn rows_of(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         Self { values, rows, columns, row_stride, column_stride: 1 }
     }
 
@@ -46,6 +47,7 @@ pub fn matmul(into: &mut [f32], row_stride: usize, left: Matrix, right: Matrix, 
     right.assert_in_bounds();
     assert!(row_stride >= right.columns, "rows of the destination overlap");
     assert!((left.rows - 1) * row_stride + right.columns <= into.len(), "destination is too short");
+    rest_while_taken();
     let beta = 1.0f32;
     let alpha = if write == Write::Add { 1.0f32 } else { 0.0 };
     // SAFETY: the assertions above show that every element which gemm reads or writes lies in its slice; `into` is borrowed

@@ -2,6 +2,7 @@
 
 use super::matmul::{Matrix, Write};
 use super::panels::{load_pair, store_pair};
+use super::right_of_way::rest_while_taken;
 use pulp::{Arch, Simd, WithSimd};
 
 /// `y` (N, K; row-major, `row_stride`) = or += `left`' x `right` of `left` (M, N) and `right` (M, K), on the calling thread.
@@ -16,6 +17,7 @@ pub fn transposed_product(y: &mut [f32], row_stride: usize, left: Matrix, right:
     left.assert_in_bounds();
     right.assert_in_bounds();
     assert!(row_stride >= right.columns, "rows of the destination overlap");
+    rest_while_taken();
     Arch::new().dispatch(TransposedProduct { y, row_stride, left, right, write });
 }
 

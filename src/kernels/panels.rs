@@ -6,6 +6,7 @@
 //! the width of the processor's vectors nor on the rows and columns beside it.
 
 use super::matmul::Matrix;
+use super::right_of_way::rest_while_taken;
 use super::vectorized::{load, store};
 use pulp::{Arch, Simd, WithSimd};
 
@@ -62,6 +63,7 @@ pub fn product(y: &mut [f32], row_stride: usize, left: Matrix, right: &Panels, f
     assert_eq!(left.columns, right.rows, "inner dimensions of a product");
     assert_eq!(left.column_stride, 1, "rows of the left side lie together");
     left.assert_in_bounds();
+    rest_while_taken();
     Arch::new().dispatch(Product { y, row_stride, left, right, finish });
 }
 

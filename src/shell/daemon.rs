@@ -31,6 +31,7 @@ use super::status::{Phase, Shared};
 use super::store::{Store, StoreError};
 use super::store_thread::{self, Reply, Save, StoreOrder, StoreQueue};
 use super::telemetry::{self, Telemetry, TelemetryError};
+use super::threads::Threads;
 use crate::bundle::Bundle;
 use crate::checkpoint::{BUNDLE_FINGERPRINT, Meta};
 use crate::config::{Config, NatsMode};
@@ -58,8 +59,6 @@ const OUTBOX_MESSAGES_MAX: usize = 4096;
 /// How long a stopping daemon waits for its last predictions to leave, after the store has waited for them.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(4);
-/// Of 19: a tenth of a share of the processor while frames want it.
-const ADAPTER_NICENESS: i32 = 10;
 
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
@@ -190,6 +189,7 @@ impl Daemon {
             outbox: Arc::new(Outbox::new(OUTBOX_MESSAGES_MAX)),
             store: Arc::new(StoreQueue::default()),
             shared,
+            way: Arc::default(),
         };
         let stream = (config.nats.mode == NatsMode::Jetstream).then(|| nats::jetstream_context(&client));
         let restored = recovery.newest.map(|restored| restored.state);
@@ -288,11 +288,11 @@ impl Daemon {
         let telemetry = Telemetry::new(&self.bundle.labels, self.config.limits.cameras_max);
         let (jobs, jobs_of_adapter) = mpsc::channel();
         let inbox = Arc::clone(&self.lines.inbox);
-        let threads = adapter_threads()?;
-        let mut adapter = spawn("adapter", move || adapt(adapter, &threads, &jobs_of_adapter, &inbox))?;
+        let threads = Threads::start(&self.lines.way).map_err(|error| DaemonError::Thread(std::io::Error::other(error)))?;
+        let mut adapter = spawn("adapter", move || adapt(adapter, &threads.adapter, &jobs_of_adapter, &inbox))?;
         let answered = history.answered.last;
         let engine = Engine::new(pipeline, codec, self.lines.clone(), jobs, telemetry, history);
-        let mut engine = spawn("device", move || engine.run())?;
+        let mut engine = spawn("device", move || threads.frames.install(|| engine.run()))?;
         tracing::info!(incarnation, applied = last.sequence, answered, "answering frames");
         let mut has_adapter_ended = false;
         let (end, finished) = {
@@ -502,8 +502,7 @@ fn execution() -> String {
     format!("{} {:?}", std::env::consts::ARCH, pulp::Arch::new())
 }
 
-/// The adapter thread: windows in, weights out, until the device thread has gone. Its work has threads of its own, half as many
-/// as there are cores: in one pool with the frames' work, a frame would wait behind a window.
+/// The adapter thread: windows in, weights out, until the device thread has gone.
 fn adapt(mut adapter: Adapter, threads: &ThreadPool, jobs: &mpsc::Receiver<Job>, inbox: &Inbox) -> Result<(), AdaptError> {
     while let Ok(job) = jobs.recv() {
         let started = Instant::now();
@@ -513,22 +512,6 @@ fn adapt(mut adapter: Adapter, threads: &ThreadPool, jobs: &mpsc::Receiver<Job>,
         }
     }
     Ok(())
-}
-
-/// They give way to the frames' threads.
-fn adapter_threads() -> Result<ThreadPool, DaemonError> {
-    let threads = (rayon::current_num_threads() / 2).max(1);
-    let name = |thread| format!("adapter-{thread}");
-    let give_way = |_: usize| {
-        // Linux has a niceness for each thread. Where it cannot be set, frames wait a little longer.
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), ADAPTER_NICENESS);
-    };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(name)
-        .start_handler(give_way)
-        .build()
-        .map_err(|error| DaemonError::Thread(std::io::Error::other(error)))
 }
 
 /// A named thread; its result comes by the channel, and a panic closes it.

@@ -17,6 +17,7 @@ use super::telemetry::{self, Telemetry};
 use crate::config::Config;
 use crate::decode::{self, Limits, Message, Reject};
 use crate::frame::FrameSeq;
+use crate::kernels::RightOfWay;
 use crate::model::ImageShape;
 use crate::observation::Observation;
 use crate::pipeline::{Decision, Effect, Event, Job, Pipeline, PipelineError};
@@ -46,6 +47,8 @@ pub struct Lines {
     pub outbox: Arc<Outbox>,
     pub store: Arc<StoreQueue>,
     pub shared: Arc<Shared>,
+    /// A frame's, before what is learned.
+    pub way: Arc<RightOfWay>,
 }
 
 /// What turns messages into frames and predictions into messages.
@@ -143,7 +146,10 @@ impl Engine {
                 Input::Frame { arrival, is_overloaded } => {
                     lines.shared.take_frame();
                     self.history.in_hand.iter().for_each(|in_hand| in_hand.take(arrival.sequence));
+                    // Where others wait behind it, all cores are to be at work, whatever at.
+                    let way = (!lines.inbox.has_frames()).then(|| lines.way.take());
                     let flow = self.process(&arrival, is_overloaded)?;
+                    drop(way);
                     self.history.in_hand.iter_mut().for_each(|in_hand| in_hand.put_down(arrival.sequence));
                     lines.shared.finish_frame();
                     match flow {

@@ -17,3 +17,4 @@ pub mod status;
 pub mod store;
 pub mod store_thread;
 pub mod telemetry;
+mod threads;
