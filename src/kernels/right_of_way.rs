@@ -2,7 +2,7 @@
 //! thread that wakes.
 //!
 //! A niceness alone gives neither: it says how much of a core each thread gets in the long run, and not when.
-//! Invariant: who takes the right of way waits for nobody, and loses it with the value that it holds, also by a panic.
+//! Invariant: who has taken the right of way never waits for one who rests, and loses it with the value that it holds, also by a panic.
 
 use parking_lot::{Condvar, Mutex};
 use std::cell::OnceCell;
