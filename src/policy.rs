@@ -42,8 +42,6 @@ pub struct Evidence<'a> {
     pub verdicts: &'a [Verdict],
     /// Turns an error per element into minus a log-likelihood.
     pub likelihood_scale: f64,
-    /// Whether the statistics of batch norm follow the frames, and those of the source do not.
-    pub follows_norms: bool,
 }
 
 impl Evidence<'_> {
@@ -220,7 +218,7 @@ pub fn teach(lessons: &mut Vec<Lesson>, evidence: &Evidence, config: &AdaptConfi
 }
 
 /// Share that the answer of frame `n` has of the calibrated posterior. The source's logits speak here: those of the classifier that has
-/// learned from the diffusion model would count its word twice. But where batch norm follows, the source is not what it would be with it.
+/// learned from the diffusion model would count its word twice.
 fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, is_judge_heard: bool, n: usize) -> f64 {
     let (errors, scale) = (&evidence.verdicts[n].errors, evidence.likelihood_scale);
     let answer = match config.answer_by {
@@ -228,8 +226,7 @@ fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics
         AnswerBy::Posterior => argmax(posterior(evidence.mean_logits(n), errors, 1.0, config.answer_weight(is_judge_heard) * scale)),
     };
     let Calibration { prior_weight, judge_weight, .. } = statistics.calibration;
-    let rows = if evidence.follows_norms { evidence.logits } else { evidence.source_logits };
-    let mut calibrated = posterior(mean_logits(evidence.of_frame(rows, n)), errors, prior_weight, judge_weight * scale);
+    let mut calibrated = posterior(evidence.mean_source_logits(n), errors, prior_weight, judge_weight * scale);
     calibrated.nth(answer).expect("both classifiers have the same classes")
 }
 
@@ -280,14 +277,8 @@ mod tests {
         let (source_logits, logits) = (rows(source), rows(adapted));
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
         let cameras = vec!["door".to_owned(); judge.len()];
-        let evidence = Evidence {
-            cameras: &cameras,
-            logits: &logits,
-            source_logits: &source_logits,
-            verdicts: &verdicts,
-            likelihood_scale: 1.0,
-            follows_norms: false,
-        };
+        let evidence =
+            Evidence { cameras: &cameras, logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
         let mut state = PolicyState::default();
         (rule(&evidence, &config(), &statistics(), &mut state), state)
     }
@@ -354,37 +345,11 @@ mod tests {
     }
 
     #[test]
-    fn in_the_estimated_accuracy_the_classifier_speaks_where_batch_norm_follows_and_else_the_source() {
-        let estimate = |follows_norms| {
-            let (cameras, logits, source_logits, verdicts) = (["door".to_owned()], [logits(1)], [logits(0)], [verdict(1)]);
-            let evidence = Evidence {
-                cameras: &cameras,
-                logits: &logits,
-                source_logits: &source_logits,
-                verdicts: &verdicts,
-                likelihood_scale: 1.0,
-                follows_norms,
-            };
-            rule(&evidence, &config(), &statistics(), &mut PolicyState::default()).estimated_accuracy
-        };
-        let (agreed, doubted) = (ruled(&[1], &[1], &[1]).0.estimated_accuracy, ruled(&[0], &[1], &[1]).0.estimated_accuracy);
-        assert_eq!((estimate(true), estimate(false)), (agreed, doubted));
-        assert!(agreed > doubted);
-    }
-
-    #[test]
     fn the_estimated_accuracy_falls_where_draws_disagree() {
         let estimate = |draw_labels: &[usize]| {
             let verdicts = [Verdict { draw_labels: draw_labels.to_vec(), ..verdict(0) }];
             let (cameras, rows) = (["door".to_owned()], [logits(0)]);
-            let evidence = Evidence {
-                cameras: &cameras,
-                logits: &rows,
-                source_logits: &rows,
-                verdicts: &verdicts,
-                likelihood_scale: 1.0,
-                follows_norms: false,
-            };
+            let evidence = Evidence { cameras: &cameras, logits: &rows, source_logits: &rows, verdicts: &verdicts, likelihood_scale: 1.0 };
             rule(&evidence, &config(), &statistics(), &mut PolicyState::default()).estimated_accuracy
         };
         let (of_doubt, of_agreement) = (estimate(&[0, 0, 1, 2]), estimate(&[0; 4]));
@@ -425,14 +390,7 @@ mod tests {
         let cameras: Vec<String> = (0..judge.len()).map(|n| if n < door.0.len() { "door" } else { "yard" }.to_owned()).collect();
         let logits: Vec<Vec<f64>> = source.iter().map(|&label| logits(label)).collect();
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
-        let evidence = Evidence {
-            cameras: &cameras,
-            logits: &logits,
-            source_logits: &logits,
-            verdicts: &verdicts,
-            likelihood_scale: 1.0,
-            follows_norms: false,
-        };
+        let evidence = Evidence { cameras: &cameras, logits: &logits, source_logits: &logits, verdicts: &verdicts, likelihood_scale: 1.0 };
         let mut lessons = Vec::new();
         let ruling = rule(&evidence, &config(), &statistics(), state);
         teach(&mut lessons, &evidence, &config(), state);

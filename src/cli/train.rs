@@ -8,7 +8,7 @@ use crate::lab::dataset::{self, Labelled, Split};
 use crate::lab::statistics;
 use crate::lab::streams::{Plan, Playback, Request, Stream};
 use crate::lab::train::{self, TrainingRun};
-use crate::learner::{Classifier, FrozenClassifier, Judge};
+use crate::learner::{FrozenClassifier, Judge};
 use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, TrunkConfig, VitConfig, parameters};
 use candle_core::{Device, Tensor};
 use clap::{Args, Subcommand};
@@ -173,9 +173,7 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     let config = Config::load(&finish.dir.join("undrift.toml"), &[], std::iter::empty())?;
     let labels = std::fs::read_to_string(&config.bundle.files.labels)?.lines().count();
     let weights = |path: &Path| Ok::<_, Box<dyn Error>>(parameters::read(&std::fs::read(path)?)?);
-    let (of_classifier, source) = (config.bundle.classifier_config(labels), weights(&config.bundle.files.classifier)?);
-    let classifier = FrozenClassifier::new(&of_classifier, &source)?;
-    let follower = Classifier::frozen(&of_classifier, source)?;
+    let classifier = FrozenClassifier::new(&config.bundle.classifier_config(labels), &weights(&config.bundle.files.classifier)?)?;
     let judge = Judge::new(&config.bundle.diffusion_config(labels), weights(&config.bundle.files.diffusion)?)?;
     let mut test = dataset::load(&finish.data, Split::Test)?;
     let rest = test.split_off(finish.sample.min(test.len()));
@@ -190,7 +188,7 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     let request = Request { frames: VALIDATION_FRAMES, severity: Severity::ALL[4], seed: finish.seed, visits: 1, walk: None };
     let plan = Plan::new(Stream::ExtraPairs, &request, &rest)?;
     let validation = Playback { plan: &plan, images: &rest, table: Table::Tiny, side: judge.model().config().trunk.image.height };
-    let measured = statistics::measure(&classifier, follower, &judge, &config.adapt, &rest, validation.frames(), finish.seed)?;
+    let measured = statistics::measure(&classifier, &judge, &config.adapt, &rest, validation.frames(), finish.seed)?;
     std::fs::write(&config.bundle.files.statistics, serde_json::to_string_pretty(&measured)? + "\n")?;
     println!("{}", serde_json::to_string_pretty(&measured)?);
     let curve = statistics::judge_accuracy(&judge, &CURVE.map(Timestep), &rest[..2000.min(rest.len())], finish.seed)?;

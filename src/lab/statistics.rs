@@ -7,8 +7,7 @@ use crate::bundle::{Calibration, Moments, Statistics, log_odds};
 use crate::diffusion::Timestep;
 use crate::frame::Image;
 use crate::learner::objective::{argmax, entropy, mean_logits, posterior, softmax};
-use crate::learner::{AdaptConfig, AdaptError, Classifier, FrozenClassifier, Judge, Verdict};
-use crate::model::NormStatistics;
+use crate::learner::{AdaptConfig, AdaptError, FrozenClassifier, Judge, Verdict};
 use crate::noise::NoiseKey;
 use std::ops::RangeInclusive;
 
@@ -52,11 +51,9 @@ impl Planes {
     }
 }
 
-/// Statistics over clean `data`, which is grey or RGB as the models are; the calibration over frames of `validation`, with a `follower`
-/// that is the classifier as it is before the first of them.
+/// Statistics over clean `data`, which is grey or RGB as the models are; the calibration over frames of `validation`.
 pub fn measure(
     classifier: &FrozenClassifier,
-    follower: Classifier,
     judge: &Judge,
     config: &AdaptConfig,
     data: &[Labelled],
@@ -78,14 +75,14 @@ pub fn measure(
         entropy: moments(&entropies),
         denoising_loss: moments(&denoising),
         draw_agreement: verdicts.iter().map(Verdict::draw_agreement).sum::<f64>() / verdicts.len() as f64,
-        calibration: calibration(follower, judge, config, timesteps, &validation)?,
+        calibration: calibration(classifier, judge, config, timesteps, &validation)?,
     })
 }
 
 /// The weights of classifier and judge under which the true labels are likeliest: temperature scaling (Guo 2017), with a
-/// temperature for each. The classifier's logits are the mean over its views, and its batch norm follows the frames, as where they are answered.
+/// temperature for each. The classifier's logits are the mean over its views, as they are where frames are answered.
 fn calibration(
-    mut classifier: Classifier,
+    classifier: &FrozenClassifier,
     judge: &Judge,
     config: &AdaptConfig,
     timesteps: &[Timestep],
@@ -94,14 +91,8 @@ fn calibration(
     const PRIOR_WEIGHTS: RangeInclusive<u32> = 4..=15; // tenths
     const JUDGE_WEIGHTS: RangeInclusive<u32> = 1..=25; // twentieths
     let images = planes.images.chunks_exact(planes.images.len() / planes.labels.len());
-    let frames: Vec<Vec<f32>> = images.map(|image| config.views(image)).collect();
-    let mut logits: Vec<Vec<f64>> = Vec::new();
-    for window in frames.chunks(config.window) {
-        classifier.follow(window.iter().map(Vec::as_slice), config.norm_pace)?;
-        for frame in window {
-            logits.push(mean_logits(&classifier.forward_with(frame, NormStatistics::Running)?.logits).collect());
-        }
-    }
+    let logits: Vec<Vec<f64>> =
+        images.map(|image| Ok(mean_logits(&classifier.logits(&config.views(image))?).collect())).collect::<Result<_, AdaptError>>()?;
     let verdicts = judge.verdicts(&planes.images, &planes.keys, timesteps)?;
     let loss = |calibration: &Calibration| {
         let scale = calibration.judge_weight * judge.likelihood_scale();

@@ -173,7 +173,7 @@ impl Adapter {
         if there.clone().count() == frames.len() {
             return judgement.copy_from(there);
         }
-        let images = frames.iter().map(|frame| (frame.key, taken(frame)));
+        let images = frames.iter().map(|frame| (frame.key, plane(frame, TAKEN)));
         self.judge.verdicts_into(judgement, images, &self.timesteps);
     }
 
@@ -198,8 +198,7 @@ impl Adapter {
         source_logits.resize_with(forward.logits.len(), Vec::new);
         source_logits.iter_mut().zip(frames.iter().flat_map(|frame| &frame.source_logits)).for_each(|(to, from)| to.clone_from(from));
         let likelihood_scale = self.judge.likelihood_scale();
-        let follows_norms = self.follows_norms();
-        let evidence = Evidence { cameras, logits: &forward.logits, source_logits, verdicts, likelihood_scale, follows_norms };
+        let evidence = Evidence { cameras, logits: &forward.logits, source_logits, verdicts, likelihood_scale };
         let ruling = policy::rule(&evidence, &self.config, &self.statistics, &mut self.policy);
         let mut report = self.report(&ruling, verdicts);
         if self.config.objective == ObjectiveKind::Condition {
@@ -233,8 +232,11 @@ impl Adapter {
         if !self.follows_norms() {
             return Ok(());
         }
-        let share = self.config.norm_pace * self.share(frames) as f32;
-        self.classifier.follow(frames.iter().map(|frame| frame.views.as_slice()), share)?;
+        let views = views(frames);
+        for view in 0..views {
+            let planes: Vec<f32> = frames.iter().flat_map(|frame| plane(frame, view)).copied().collect();
+            self.classifier.absorb(&planes, self.config.norm_pace * self.share(frames) as f32 / views as f32)?;
+        }
         self.version = WeightsVersion(self.version.0 + 1);
         Ok(())
     }
@@ -417,9 +419,18 @@ impl Guarded {
     }
 }
 
-/// A frame as it was taken, (C, H, W): its first view.
-fn taken(frame: &WindowFrame) -> &[f32] {
-    &frame.views[..frame.views.len() / frame.source_logits.len()]
+/// V, the same for all frames.
+fn views(frames: &[WindowFrame]) -> usize {
+    frames.first().map_or(1, |frame| frame.source_logits.len())
+}
+
+/// The frames as they were taken: the first view.
+const TAKEN: usize = 0;
+
+/// One view of a frame, (C, H, W).
+fn plane(frame: &WindowFrame, view: usize) -> &[f32] {
+    let elements = frame.views.len() / frame.source_logits.len();
+    &frame.views[view * elements..(view + 1) * elements]
 }
 
 /// Memory that a window needs and leaves for the next.

@@ -79,7 +79,7 @@ pub struct Description {
 
 impl Classifier {
     /// A classifier none of whose parameters learn.
-    pub fn frozen(config: &ClassifierConfig, tensors: Tensors) -> Result<Self, ParameterError> {
+    pub(super) fn frozen(config: &ClassifierConfig, tensors: Tensors) -> Result<Self, ParameterError> {
         Self::of(config, Parameters::frozen(tensors))
     }
 
@@ -137,17 +137,6 @@ impl Classifier {
         if let Model::ResNet(model) = &mut self.model {
             model.absorb(images, share)?;
             self.parameters.replace(model.running()?);
-        }
-        Ok(())
-    }
-
-    /// The same with the frames of a window, each with all its views, one view after the other.
-    pub fn follow<'a>(&mut self, frames: impl Iterator<Item = &'a [f32]> + Clone, share: f32) -> candle_core::Result<()> {
-        let elements = self.image_elements;
-        let views = frames.clone().next().map_or(1, |frame| frame.len() / elements);
-        for view in 0..views {
-            let planes: Vec<f32> = frames.clone().flat_map(|frame| &frame[view * elements..][..elements]).copied().collect();
-            self.absorb(&planes, share / views as f32)?;
         }
         Ok(())
     }
