@@ -5,7 +5,8 @@
 use roxmltree::{Document, ParsingOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use undrift::lab::report::{Theme, plot_svg, report_html};
+use undrift::lab::baselines::Passes;
+use undrift::lab::report::{Ablation, Theme, ablations_html, plot_svg, report_html};
 use undrift::lab::summary::{FramePoint, RunRecord, Summary};
 
 const HOSTILE: &str = "<b>\"fog\" & 'mist'</b>";
@@ -142,6 +143,31 @@ fn runs_of_any_length_and_order_have_a_page() {
         point.domain = (*domain).to_owned();
     }
     assert!(report_html(&mixed).len() < 5_000_000);
+}
+
+#[test]
+fn page_of_ablations_draws_each_gain_from_zero_and_names_what_was_set() {
+    let ablation = |name: &str, gain: f64, worst_window_gain: f64| Ablation {
+        name: name.to_owned(),
+        set: vec!["adapt.window=16".to_owned()],
+        accuracy: 0.7 + gain,
+        gain,
+        worst_window_gain,
+        frames_per_second: 100.0,
+        passes_per_frame: Passes::default(),
+    };
+    let rows = [ablation("as shipped", 0.1, 0.02), ablation(HOSTILE, -0.1, -0.3)];
+    let page = ablations_html(0.7, &rows, HOSTILE);
+    assert!(!page.contains("<b>") && words(&page).contains(HOSTILE) && page.contains("adapt.window=16"));
+    // From -0.3 to 0.1: zero lies at three quarters, and each bar takes a quarter on its side.
+    let html = as_xml(&page);
+    let document = Document::parse_with_options(&html, ParsingOptions { allow_dtd: true, ..ParsingOptions::default() }).expect("a page");
+    let bars = document.descendants().filter(|node| node.attribute("class").is_some_and(|class| class.starts_with("bar ")));
+    let places: Vec<_> = bars.map(|bar| ["class", "x", "width"].map(|name| bar.attribute(name).unwrap_or_default())).collect();
+    assert_eq!(places, [["bar adapted", "75.00%", "25.00%"], ["bar harm", "50.00%", "25.00%"]]);
+    for rows in [&rows[..0], &[ablation("nothing", 0.0, 0.0)]] {
+        assert!(!ablations_html(0.7, rows, "").contains("NaN"));
+    }
 }
 
 #[test]

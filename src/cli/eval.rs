@@ -39,7 +39,7 @@ Examples:
   Some cells of it again, and the report with all that there is:
     rm results/*-undrift.json; undrift eval --suite full --seeds 5 --methods undrift
   What each part of the method is worth:
-    undrift eval --stream continual --length 3750 --ablations configs/fashion-mnist/ablations.toml
+    undrift eval --stream continual --length 3750 --ablations configs/fashion-mnist/ablations.toml --report ablations.html
   What a hostile camera can do, and what the guard makes of it:
     undrift eval --poison --length 3600
   The figures and the report alone:
@@ -56,6 +56,9 @@ pub struct Eval {
     /// Run the daemon's own method once for each variant in this file, instead of --methods
     #[arg(long, value_name = "FILE", conflicts_with_all = ["suite", "methods"])]
     ablations: Option<PathBuf>,
+    /// File for a page with the ablations as bars
+    #[arg(long, value_name = "FILE", requires = "ablations")]
+    report: Option<PathBuf>,
     /// Put a hostile camera among nine benign ones, with the guard and without, and see what it does to what is learned
     #[arg(long, conflicts_with_all = ["suite", "methods", "ablations", "frames"])]
     poison: bool,

@@ -25,6 +25,9 @@ pub struct SourceArguments {
     /// Frames of a named stream
     #[arg(long, default_value_t = 3200)]
     length: usize,
+    /// First frame of a named stream that is shown
+    #[arg(long, default_value_t = 0)]
+    from: usize,
     /// Strength of a named stream's corruptions
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=5))]
     severity: u8,
@@ -135,6 +138,9 @@ impl SourceArguments {
         };
         let images = self.test_images()?;
         let plan = Plan::new(stream, &request, &images)?;
+        if self.from >= plan.frames.len() {
+            return Err(format!("--from is {}, must be below --length, {}", self.from, plan.frames.len()).into());
+        }
         let playback = Playback { plan: &plan, images: &images, table: self.table, side: STREAM_SIDE };
         let payload = |index| {
             let frame = playback.frame(index);
@@ -147,7 +153,7 @@ impl SourceArguments {
                 is_fresh_start: frame.is_fresh_start,
             })
         };
-        Ok((0..plan.frames.len()).into_par_iter().map(payload).collect::<Result<_, ImageError>>()?)
+        Ok((self.from..plan.frames.len()).into_par_iter().map(payload).collect::<Result<_, ImageError>>()?)
     }
 }
 

@@ -5,12 +5,14 @@
 //! apart for colour-blind readers, every difference also has its sign in print, and competitors have their own dashes.
 //! Invariant: all text of the record goes through maud, which escapes it.
 
+mod ablations;
 mod chart;
 mod curve;
 mod panel;
 mod suite;
 mod svg;
 
+pub use ablations::{Ablation, ablations_html};
 pub use suite::suite_html;
 
 use crate::lab::summary::{DomainSummary, RunRecord, Summary, WINDOW_FRAMES, count, percent, points, spoken};

@@ -1,7 +1,7 @@
 //! The threads of the two lanes, and the cores that they run on.
 //!
-//! A frame is worked on by one thread for each core, each of which stays on its own: the scheduler puts two threads that wake together on one
-//! core often enough to cost a third of a frame's time. What is learned is worked on by half as many, on the last of those cores. They give
+//! A frame is worked on by one thread for each core, each of which stays on its own: that takes a third off a frame's time, likely
+//! because the scheduler puts threads that wake together on one core at times. What is learned is worked on by half as many, on the last of those cores. They give
 //! way to a frame that is worked on, and to all that other threads do ([`RightOfWay`]): in one pool with the frames' work, a frame would
 //! wait behind a window.
 //! Where the process has not one thread for each core that it may use (`RAYON_NUM_THREADS`, a quota), the scheduler places them.

@@ -4,14 +4,15 @@ use super::{Eval, decoded, runs, say};
 use crate::bundle::Bundle;
 use crate::config::{self, Config};
 use crate::frame::Frame;
-use crate::lab::baselines::{Passes, Tuning};
+use crate::lab::baselines::Tuning;
 use crate::lab::methods::{self, Answers, COMPETITOR_WINDOW, Method, Trial};
+use crate::lab::report::{Ablation, ablations_html};
 use crate::lab::suite::in_parallel;
 use crate::lab::summary::{WINDOW_FRAMES, points, worst_window_delta};
 use crate::learner::AdaptConfig;
 use crate::shell::bundle_reader::read_bundle;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::error::Error;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
@@ -29,20 +30,6 @@ struct Ablations {
 struct Variant {
     name: String,
     set: Vec<String>,
-}
-
-/// What came of it; accuracies and differences from 0 to 1.
-#[derive(Clone, Serialize)]
-struct Row {
-    name: String,
-    set: Vec<String>,
-    accuracy: f64,
-    /// Minus the source's.
-    gain: f64,
-    /// The least gain over any 500 frames in a row.
-    worst_window_gain: f64,
-    frames_per_second: f64,
-    passes_per_frame: Passes,
 }
 
 pub fn run(eval: &Eval, path: &Path) -> Result<(), Box<dyn Error>> {
@@ -66,7 +53,12 @@ pub fn run(eval: &Eval, path: &Path) -> Result<(), Box<dyn Error>> {
     };
     in_parallel(std::thread::available_parallelism()?, &indices, work).map_err(|error| -> Box<dyn Error> { error })?;
     bar.finish();
-    let rows: Vec<Row> = rows.into_inner().expect("no work panics").into_iter().flatten().collect();
+    let rows: Vec<Ablation> = rows.into_inner().expect("no work panics").into_iter().flatten().collect();
+    if let Some(path) = &eval.report {
+        let command = std::env::args().collect::<Vec<_>>().join(" ");
+        let page = ablations_html(accuracy(&source), &rows, &command);
+        std::fs::write(path, page).map_err(|error| format!("file {}: {error}", path.display()))?;
+    }
     say(eval, &serde_json::json!({ "source_accuracy": accuracy(&source), "variants": rows }), &table(&source, &rows))
 }
 
@@ -105,10 +97,10 @@ fn accuracy(answers: &Answers) -> f64 {
     crate::lab::evaluate::accuracy(answers.hits.iter().copied())
 }
 
-fn row(variant: &Variant, source: &Answers, answers: &Answers) -> Row {
+fn row(variant: &Variant, source: &Answers, answers: &Answers) -> Ablation {
     let pairs: Vec<(bool, bool)> = source.hits.iter().copied().zip(answers.hits.iter().copied()).collect();
     let frames = answers.hits.len() as f64;
-    Row {
+    Ablation {
         name: variant.name.clone(),
         set: variant.set.clone(),
         accuracy: accuracy(answers),
@@ -119,7 +111,7 @@ fn row(variant: &Variant, source: &Answers, answers: &Answers) -> Row {
     }
 }
 
-fn table(source: &Answers, rows: &[Row]) -> String {
+fn table(source: &Answers, rows: &[Ablation]) -> String {
     let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let mut text =
         format!("source: {:.1} %\n\n{:width$}  accuracy  gain  worst 500  frames/s  diffusion passes\n", 100.0 * accuracy(source), "");

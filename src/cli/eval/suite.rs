@@ -31,7 +31,7 @@ const HEADING: &str = "Suite";
 pub struct SuiteArguments {
     /// Run all that is compared, cell by cell; a cell that --out has is not run again
     #[arg(long, value_enum, conflicts_with_all = [
-        "frames", "stream", "length", "severity", "table", "visits", "calibration", "source_accuracy", "seed", "config",
+        "frames", "stream", "length", "from", "severity", "table", "visits", "calibration", "source_accuracy", "seed", "config",
     ])]
     pub suite: Option<Suite>,
     /// Seeds 1 to N
