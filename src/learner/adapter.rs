@@ -93,7 +93,7 @@ impl Adapter {
             Job::Window { index, frames } => {
                 let before = self.version;
                 let guarded = match self.guard.is_frozen {
-                    true => Guarded::skipped(SkipReason::Frozen),
+                    true => self.watch(&frames)?,
                     false => self.learn_guarded(index, frames)?,
                 };
                 let Guarded { withheld, outcome, .. } = guarded;
@@ -103,6 +103,15 @@ impl Adapter {
                 Ok(Some(Adapted { index, withheld, learner, classifier, outcome }))
             }
         }
+    }
+
+    /// Learns nothing, and says what is known of the window without labels.
+    fn watch(&mut self, frames: &[WindowFrame]) -> Result<Guarded, AdaptError> {
+        let mut judgement = std::mem::take(&mut self.buffers.judgement);
+        self.judge_into(&mut judgement, frames);
+        let outcome = self.learn(frames, &judgement.verdicts)?;
+        self.buffers.judgement = judgement;
+        Ok(Guarded { withheld: Withheld::default(), canary: None, outcome })
     }
 
     /// Learns from what the guard lets through, and takes it back where the canary shows harm.
@@ -139,11 +148,15 @@ impl Adapter {
         Ok(outcome)
     }
 
-    /// What the canary says of the weights; remembers them where nothing speaks for harm.
+    /// What the canary says of the weights; remembers them where nothing speaks for harm. Batch norm has the source's statistics there: its own
+    /// follow the frames, go as they came, and would show weather as harm.
     fn look_at_canary(&mut self, key: NoiseKey) -> Result<Option<CanaryReport>, AdaptError> {
         let Some(lookout) = &mut self.lookout else { return Ok(None) };
         let weights = self.classifier.parameters().snapshot()?;
-        let adapted = FrozenClassifier::new(&self.classifier_config, &weights)?;
+        let learned = weights.iter().filter(|(name, _)| self.source.contains_key(*name));
+        let mut on_canary = self.source_tensors.clone();
+        on_canary.extend(learned.map(|(name, tensor)| (name.clone(), tensor.clone())));
+        let adapted = FrozenClassifier::new(&self.classifier_config, &on_canary)?;
         let report = lookout.look(&adapted, key, &self.config, &mut self.guard.evidence)?;
         if self.guard.evidence.is_none() {
             self.good = Some(Arc::new(Good { weights, optimizer: self.optimizer.state().clone(), policy: self.policy.clone() }));
@@ -177,9 +190,11 @@ impl Adapter {
         self.judge.verdicts_into(judgement, images, &self.timesteps);
     }
 
-    /// Learns from a window and the verdicts on it.
+    /// Learns from a window and the verdicts on it, unless the guard has stopped that.
     pub fn learn(&mut self, frames: &[WindowFrame], verdicts: &[Verdict]) -> Result<Outcome, AdaptError> {
-        self.follow(frames)?;
+        if !self.guard.is_frozen {
+            self.follow(frames)?;
+        }
         let mut buffers = std::mem::take(&mut self.buffers);
         let outcome = self.learn_with(&mut buffers, frames, verdicts);
         self.buffers = buffers;
@@ -201,6 +216,9 @@ impl Adapter {
         let evidence = Evidence { cameras, logits: &forward.logits, source_logits, verdicts, likelihood_scale };
         let ruling = policy::rule(&evidence, &self.config, &self.statistics, &mut self.policy);
         let mut report = self.report(&ruling, verdicts);
+        if self.guard.is_frozen {
+            return Ok(Outcome::Skipped(SkipReason::Frozen, Some(report)));
+        }
         if self.config.objective == ObjectiveKind::Condition {
             return self.learn_as_published(buffers, frames, report);
         }
