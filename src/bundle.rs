@@ -12,32 +12,46 @@ pub struct Moments {
     pub standard_deviation: f64,
 }
 
-/// The posterior whose probabilities are neither too sure nor too unsure of an answer: softmax(prior_weight z -
-/// judge_weight error), with z the source classifier's logits and error the diffusion model's minus log-likelihood.
+/// What speaks for an answer, without labels; each is a share, 0..=1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grounds {
+    /// Its probability to the classifier, at twice the temperature, so that few are too near to 1 to be told apart.
+    pub classifier: f64,
+    /// The same to the judge alone.
+    pub judge: f64,
+    /// Of the judge's draws with each other, lately: on frames that both models get wrong both are sure of themselves, and the draws
+    /// agree less.
+    pub agreement: f64,
+}
+
+/// How likely an answer is right: a logistic regression on the log-odds of its grounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
-    pub prior_weight: f64,
-    pub judge_weight: f64,
-    /// What turns the answer's share of that posterior into a probability that it is right, by [`Calibration::accuracy`].
     pub intercept: f64,
-    pub by_posterior: f64,
+    pub by_classifier: f64,
+    pub by_judge: f64,
     pub by_agreement: f64,
 }
 
 impl Calibration {
-    /// How likely an answer is right, 0..=1, by its share of the posterior and by the agreement of the judge's draws lately: on frames that
-    /// both models get wrong the posterior alone is sure of itself, and the draws agree less.
-    pub fn accuracy(&self, posterior: f64, agreement: f64) -> f64 {
-        let logit = self.intercept + self.by_posterior * log_odds(posterior) + self.by_agreement * log_odds(agreement);
+    /// 0..=1
+    pub fn accuracy(&self, grounds: &Grounds) -> f64 {
+        let Grounds { classifier, judge, agreement } = grounds.log_odds();
+        let logit = self.intercept + self.by_classifier * classifier + self.by_judge * judge + self.by_agreement * agreement;
         1.0 / (1.0 + (-logit).exp())
     }
 }
 
-/// Of a share, 0..=1, which is taken for no surer than one in a thousand.
-pub fn log_odds(share: f64) -> f64 {
-    let share = share.clamp(1e-3, 1.0 - 1e-3);
-    (share / (1.0 - share)).ln()
+impl Grounds {
+    /// Of each, which is taken for no surer than one in a thousand.
+    pub fn log_odds(&self) -> Self {
+        let log_odds = |share: f64| {
+            let share = share.clamp(1e-3, 1.0 - 1e-3);
+            (share / (1.0 - share)).ln()
+        };
+        Self { classifier: log_odds(self.classifier), judge: log_odds(self.judge), agreement: log_odds(self.agreement) }
+    }
 }
 
 /// What is normal: measured once by `undrift train bundle`, on clean images but for the calibration.

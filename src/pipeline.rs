@@ -23,7 +23,7 @@ use crate::monitor::{self, Monitor};
 use crate::noise::NoiseSecret;
 use crate::observation::{Observation, SkipReason, WindowReport};
 use crate::prediction::{PREDICTION_VERSION, Prediction, RankedClass, StageLatency};
-use crate::state::{DurableState, LearnerState, OpenFrame, Served};
+use crate::state::{DurableState, Hearing, LearnerState, OpenFrame, Served};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -283,18 +283,18 @@ impl Pipeline {
 
     fn answer(&mut self, taken: &Taken, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         let Taken { frame, studied, .. } = taken;
-        let is_judge_heard = &self.current.serving.is_judge_heard;
-        let is_heard_here = is_judge_heard.get(&frame.camera).is_some_and(|&is_heard| is_heard);
+        let hearing = &self.current.serving.hearing;
+        let here = hearing.get(&frame.camera).copied().unwrap_or_default();
         // Where the judge is heard nowhere, the weights themselves go back to the source's.
-        let is_learned_elsewhere = !is_heard_here && is_judge_heard.values().any(|&is_heard| is_heard);
-        let is_by_source = self.is_source_serving || is_learned_elsewhere;
+        let is_learned_elsewhere = here == Hearing::Little && hearing.values().any(|&there| there == Hearing::Full);
+        let is_by_source = self.is_source_serving || here == Hearing::Home || is_learned_elsewhere;
         let logits: Vec<f64> = match is_by_source {
             true => mean_logits(&studied.source_logits).collect(),
             false => mean_logits(&self.serving.logits(&studied.views)?).collect(),
         };
         let probabilities = match (&studied.verdict, &self.judge) {
             (Some(verdict), Some(judge)) => {
-                let scale = self.config.answer_weight(is_heard_here) * judge.likelihood_scale();
+                let scale = self.config.answer_weight(here) * judge.likelihood_scale();
                 posterior(logits.into_iter(), &verdict.errors, 1.0, scale).collect()
             }
             _ => softmax(&logits),
@@ -550,7 +550,7 @@ impl Pipeline {
 fn receive(state: &mut DurableState, adapted: &Adapted) {
     let learner = &adapted.learner;
     let latest = state.pending.last().unwrap_or(&state.serving);
-    if learner.version != latest.version || learner.policy.is_judge_heard() != latest.is_judge_heard {
+    if learner.version != latest.version || learner.policy.hearing() != latest.hearing {
         state.pending.push(Served { window: Some(adapted.index), ..Served::now(learner) });
     }
     state.learner = Arc::clone(learner);

@@ -13,6 +13,9 @@
 //! as those of any model do that fails on all frames alike. A stream may truly show few classes, but then it shows them to both
 //! models: so the judge must name about as many classes as the source does.
 //!
+//! Where the source is as sure of its answers as on clean images it is at home: it answers itself, and nothing is learned, as the judge knows
+//! no better there.
+//!
 //! Weather, light and dirt are a camera's own: so each has a [`Gate`], and the judge is heard at a camera where both its frames and those of all
 //! together speak for it. The former keep a judge that fails at one camera from teaching there while it is heard at others; the
 //! latter see a change first that comes to all.
@@ -21,10 +24,10 @@
 //! Invariant: the ruling depends on the evidence, the configuration and [`PolicyState`] alone, so a replay takes the same
 //! one.
 
-use crate::bundle::{Calibration, Statistics};
-use crate::learner::objective::{argmax, entropy, mean_logits, posterior};
+use crate::bundle::{Grounds, Statistics};
+use crate::learner::objective::{argmax, entropy, mean_logits, posterior, probabilities};
 use crate::learner::{AdaptConfig, AnswerBy, Verdict};
-use crate::state::{Gate, PolicyState};
+use crate::state::{Gate, Hearing, PolicyState};
 use arrayvec::ArrayString;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
@@ -105,11 +108,7 @@ pub struct Ruling {
 pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, state: &mut PolicyState) -> Ruling {
     let cameras = evidence.cameras;
     state.gates.see(cameras.iter().map(String::as_str));
-    // As the judge was heard before.
-    let is_heard = |n: usize| state.common.is_judge_heard && state.gates.get(&cameras[n]).is_some_and(|gate| gate.is_judge_heard);
-    let agreement = state.common.averages.get("draw_agreement").copied().unwrap_or_else(|| draw_agreement(evidence, 0..cameras.len()));
-    let accuracy =
-        mean(0..cameras.len(), |n| statistics.calibration.accuracy(confidence(evidence, config, statistics, is_heard(n), n), agreement));
+    let accuracy = mean(0..cameras.len(), |n| statistics.calibration.accuracy(&ground(evidence, config, state, n).1));
     let (of_all, _) = Part { evidence, camera: None }.rule(config, statistics, &mut state.common);
     let mut ruling = Ruling::default();
     for first in (0..cameras.len()).filter(|&n| !cameras[..n].contains(&cameras[n])) {
@@ -177,10 +176,19 @@ impl Part<'_> {
         let source_accuracy = (source_best / draws.max(f64::MIN_POSITIVE).sqrt()).min(1.0);
         let is_diverse = judge_diversity >= source_diversity - config.gate.diversity_slack;
         let is_consistent = source_best.max(adapted_best) >= config.gate.consistency * draws;
-        gate.is_judge_heard = is_diverse && is_consistent && judge_accuracy >= source_accuracy + config.gate.margin;
+        let is_better = judge_accuracy >= source_accuracy + config.gate.margin;
+        let source_entropy = mean(self.frames(), |n| entropy(probabilities(evidence.mean_source_logits(n))));
+        let is_at_home = update(averages, "source_entropy", source_entropy, pace) <= config.gate.home_entropy_max * statistics.entropy.mean;
+        gate.hearing = if is_at_home {
+            Hearing::Home
+        } else if is_diverse && is_consistent && is_better {
+            Hearing::Full
+        } else {
+            Hearing::Little
+        };
         let decision = if adapted < source - config.gate.tolerance {
             Decision::Retreat
-        } else if !gate.is_judge_heard {
+        } else if gate.hearing != Hearing::Full {
             Decision::Abstain
         } else {
             Decision::Learn
@@ -217,17 +225,23 @@ pub fn teach(lessons: &mut Vec<Lesson>, evidence: &Evidence, config: &AdaptConfi
     }
 }
 
-/// Share that the answer of frame `n` has of the calibrated posterior. The source's logits speak here: those of the classifier that has
-/// learned from the diffusion model would count its word twice.
-fn confidence(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, is_judge_heard: bool, n: usize) -> f64 {
+/// The answer to frame `n`, by what `state` says before the window is ruled on, and what speaks for it.
+pub fn ground(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n: usize) -> (usize, Grounds) {
+    const TEMPERATURE: f64 = 2.0;
     let (errors, scale) = (&evidence.verdicts[n].errors, evidence.likelihood_scale);
-    let answer = match config.answer_by {
-        AnswerBy::Classifier => argmax(evidence.mean_logits(n)),
-        AnswerBy::Posterior => argmax(posterior(evidence.mean_logits(n), errors, 1.0, config.answer_weight(is_judge_heard) * scale)),
+    let hearing = state.hearing_at(&evidence.cameras[n]);
+    let judge_weight = if config.answer_by == AnswerBy::Posterior { config.answer_weight(hearing) } else { 0.0 };
+    let answer = match hearing {
+        Hearing::Home => argmax(posterior(evidence.mean_source_logits(n), errors, 1.0, judge_weight * scale)),
+        Hearing::Little | Hearing::Full => argmax(posterior(evidence.mean_logits(n), errors, 1.0, judge_weight * scale)),
     };
-    let Calibration { prior_weight, judge_weight, .. } = statistics.calibration;
-    let mut calibrated = posterior(evidence.mean_source_logits(n), errors, prior_weight, judge_weight * scale);
-    calibrated.nth(answer).expect("both classifiers have the same classes")
+    let share = |prior_weight: f64, judge_weight: f64| {
+        let mut shares = posterior(evidence.mean_logits(n), errors, prior_weight / TEMPERATURE, judge_weight * scale / TEMPERATURE);
+        shares.nth(answer).expect("both models have the same classes")
+    };
+    let agreement = state.common.averages.get("draw_agreement").copied();
+    let agreement = agreement.unwrap_or_else(|| draw_agreement(evidence, 0..evidence.verdicts.len()));
+    (answer, Grounds { classifier: share(1.0, 0.0), judge: share(0.0, 1.0), agreement })
 }
 
 /// Moves the average `name` towards `value`, by the share `pace` of the way; the first value starts it.
@@ -248,6 +262,7 @@ const NAME_LENGTH_MAX: usize = "adapted_agreement view ".len() + "18446744073709
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bundle::{Calibration, Moments};
     use crate::kernels::GramTerms;
     use crate::tiny;
 
@@ -290,8 +305,9 @@ mod tests {
     }
 
     fn statistics() -> Statistics {
-        let calibration = Calibration { prior_weight: 1.0, judge_weight: 2.0, intercept: 0.0, by_posterior: 1.0, by_agreement: 0.5 };
-        Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, calibration, ..Statistics::default() }
+        let calibration = Calibration { intercept: 0.1, by_classifier: 0.7, by_judge: 0.4, by_agreement: 0.5 };
+        let entropy = Moments { mean: 0.1, ..Moments::default() };
+        Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, entropy, calibration, ..Statistics::default() }
     }
 
     fn ruling(source: &[usize], judge: &[usize], adapted: &[usize]) -> Decision {
@@ -309,7 +325,7 @@ mod tests {
     }
 
     fn is_judge_heard(state: &PolicyState) -> bool {
-        *state.is_judge_heard().get("door").expect("the camera was seen")
+        state.hearing_at("door") == Hearing::Full
     }
 
     #[test]
@@ -317,9 +333,10 @@ mod tests {
         let state = ruled_on_views(&[&[0, 1], &[1, 2]], &[0, 1], &[&[0, 1], &[1, 2]]).1;
         let of_views = ["adapted_agreement", "adapted_agreement view 0", "adapted_agreement view 1"];
         let of_source = ["source class 0", "source class 1", "source class 2"];
+        let of_entropy = ["source_entropy"];
         let of_source_views = ["source_agreement", "source_agreement view 0", "source_agreement view 1"];
         let of_judge = ["draw_agreement", "judge class 0", "judge class 1", "judge class 2"];
-        let expected = of_views.into_iter().chain(of_judge).chain(of_source).chain(of_source_views);
+        let expected = of_views.into_iter().chain(of_judge).chain(of_source).chain(of_source_views).chain(of_entropy);
         let names = |averages: &BTreeMap<String, f64>| averages.keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&state.gates.get("door").expect("it was seen").averages), expected.collect::<Vec<_>>());
         assert_eq!(names(&state.averages), ["estimated_accuracy"]);
@@ -333,15 +350,33 @@ mod tests {
 
     #[test]
     fn the_estimated_accuracy_is_the_calibrated_probability_of_the_answers() {
-        // Logits 3 for the named class and 0 for two others; errors -1 for the named class and 0 for two others; draws that agree.
-        let of_posterior = |share| statistics().calibration.accuracy(share, 1.0);
-        let agreed = of_posterior((3f64 + 2.0).exp() / ((3f64 + 2.0).exp() + 2.0));
-        let estimate = ruled(&[0, 1], &[0, 1], &[0, 1]).0.estimated_accuracy;
-        assert!((estimate - agreed).abs() < 1e-12, "{estimate} against {agreed}");
-        // The classifier that learns has followed the judge, the source has not: sure of itself, and yet in doubt.
-        let followed = ruled(&[0, 0], &[1, 1], &[1, 1]).0.estimated_accuracy;
-        let doubted = of_posterior(2f64.exp() / (2f64.exp() + 3f64.exp() + 1.0));
-        assert!((followed - doubted).abs() < 1e-12, "{followed} against {doubted}");
+        // Logits 3 for the named class and 0 for two others; errors -1 for the named class and 0 for two others, so half of that to
+        // either's power; draws that agree.
+        let share = |own: f64| own.exp() / (own.exp() + 2.0);
+        let of = |classifier, judge| statistics().calibration.accuracy(&Grounds { classifier, judge, agreement: 1.0 });
+        let agreed = ruled(&[0, 1], &[0, 1], &[0, 1]).0.estimated_accuracy;
+        assert!((agreed - of(share(1.5), share(0.5))).abs() < 1e-12, "{agreed}");
+        // The classifier that learns answers, against the judge, which counts less.
+        let contested = ruled(&[0, 0], &[1, 1], &[0, 0]).0.estimated_accuracy;
+        let second = 1.0 / (0.5f64.exp() + 2.0);
+        assert!((contested - of(share(1.5), second)).abs() < 1e-12, "{contested}");
+    }
+
+    #[test]
+    fn where_the_source_is_as_sure_as_on_clean_images_it_is_at_home_and_nothing_is_learned() {
+        let gate = crate::learner::GateConfig { home_entropy_max: 1.1, ..config().gate };
+        let config = AdaptConfig { gate, ..config() };
+        let ruled = |sureness: f64| {
+            let names = |label: usize| (0..3).map(|k| if k == label { sureness } else { 0.0 }).collect::<Vec<_>>();
+            let (rows, verdicts) = (vec![names(0); 6], [0, 1, 2, 0, 1, 2].map(verdict));
+            let cameras = vec!["door".to_owned(); 6];
+            let evidence = Evidence { cameras: &cameras, logits: &rows, source_logits: &rows, verdicts: &verdicts, likelihood_scale: 1.0 };
+            let mut state = PolicyState::default();
+            (decision(rule(&evidence, &config, &statistics(), &mut state)), state.hearing_at("door"))
+        };
+        // Entropies of 0.5 and 0.04 nats; 0.1 on clean images.
+        assert_eq!(ruled(2.5), (Decision::Learn, Hearing::Full));
+        assert_eq!(ruled(6.0), (Decision::Abstain, Hearing::Home));
     }
 
     #[test]
@@ -394,7 +429,7 @@ mod tests {
         let mut lessons = Vec::new();
         let ruling = rule(&evidence, &config(), &statistics(), state);
         teach(&mut lessons, &evidence, &config(), state);
-        let is_heard = ["door", "yard"].map(|camera| state.is_judge_heard().get(camera).copied());
+        let is_heard = ["door", "yard"].map(|camera| state.hearing().get(camera).map(|&hearing| hearing == Hearing::Full));
         (ruling, is_heard, lessons.iter().map(|lesson| lesson.weight).collect())
     }
 
@@ -417,7 +452,7 @@ mod tests {
         let (ruling, is_heard, _) = ruled_on_cameras(&mut state, DOOR, (&[], &[]));
         assert_eq!((ruling.learn, is_heard), (1.0, [Some(true), None]), "while the door is alone");
         let (ruling, is_heard, weights) = ruled_on_cameras(&mut state, DOOR, (&[YARD.0; 4].concat(), &[YARD.1; 4].concat()));
-        assert!(state.gates.get("door").expect("it was seen").is_judge_heard, "its own frames still speak for the judge");
+        assert!(state.gates.get("door").expect("it was seen").hearing == Hearing::Full, "its own frames still speak for the judge");
         assert!(ruling.learn == 0.0 && (ruling.abstain - 1.0).abs() < 1e-12 && ruling.retreat == 0.0, "{ruling:?}");
         assert_eq!((is_heard, weights), ([Some(false); 2], vec![0.0; 30]));
     }

@@ -22,15 +22,14 @@ pub struct Served {
     /// Index of the window that they came out of; the source weights have none.
     pub window: Option<u64>,
     pub weights: Tensors,
-    /// Whether the diffusion model counts in full in the answers that they give to a camera.
-    pub is_judge_heard: ByCamera<bool>,
+    /// How the answers to a camera are made.
+    pub hearing: ByCamera<Hearing>,
 }
 
 impl Served {
     /// The learner's weights, from the next frame on.
     pub fn now(learner: &LearnerState) -> Self {
-        let is_judge_heard = learner.policy.is_judge_heard();
-        Self { version: learner.version, window: None, weights: learner.weights.clone(), is_judge_heard }
+        Self { version: learner.version, window: None, weights: learner.weights.clone(), hearing: learner.policy.hearing() }
     }
 }
 
@@ -66,10 +65,36 @@ pub struct PolicyState {
 }
 
 impl PolicyState {
-    /// Whether the judge counts in full for a camera: where both its frames and those of all speak for it.
-    pub fn is_judge_heard(&self) -> ByCamera<bool> {
-        self.gates.map(|gate| gate.is_judge_heard && self.common.is_judge_heard)
+    /// The judge counts in full for a camera where both its frames and those of all speak for it. Whether it is at home is told by its own
+    /// frames alone.
+    pub fn hearing(&self) -> ByCamera<Hearing> {
+        self.gates.map(|gate| self.hearing_by(gate))
     }
+
+    /// The same for one camera.
+    pub fn hearing_at(&self, camera: &str) -> Hearing {
+        self.gates.get(camera).map_or_else(Hearing::default, |gate| self.hearing_by(gate))
+    }
+
+    fn hearing_by(&self, gate: &Gate) -> Hearing {
+        match gate.hearing {
+            Hearing::Full if self.common.hearing != Hearing::Full => Hearing::Little,
+            of_camera => of_camera,
+        }
+    }
+}
+
+/// Who speaks in the answers to a camera.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hearing {
+    /// The classifier that learns, and the judge a little.
+    #[default]
+    Little,
+    /// The classifier that learns, and the judge in full.
+    Full,
+    /// The source is where it was trained, and the judge counts a little beside it.
+    Home,
 }
 
 /// How far the judge is to be believed on the frames of one camera, whose weather and light are its own.
@@ -79,7 +104,7 @@ pub struct Gate {
     /// Label-free, by name.
     pub averages: BTreeMap<String, f64>,
     /// As of the last window with a frame of the camera.
-    pub is_judge_heard: bool,
+    pub hearing: Hearing,
     /// Whether the frames of that window are learned from.
     pub is_teaching: bool,
 }
@@ -151,7 +176,7 @@ pub struct Scalars {
     serving: (WeightsVersion, Option<u64>),
     pending: Vec<(WeightsVersion, Option<u64>)>,
     /// Of the serving weights, then of the pending.
-    is_judge_heard: Vec<ByCamera<bool>>,
+    hearing: Vec<ByCamera<Hearing>>,
     pub learner_version: WeightsVersion,
     optimizer_steps: u64,
     policy: PolicyState,
@@ -184,7 +209,7 @@ impl DurableState {
             control: self.control,
             serving: (self.serving.version, self.serving.window),
             pending: self.pending.iter().map(|served| (served.version, served.window)).collect(),
-            is_judge_heard: [&self.serving].into_iter().chain(&self.pending).map(|served| served.is_judge_heard.clone()).collect(),
+            hearing: [&self.serving].into_iter().chain(&self.pending).map(|served| served.hearing.clone()).collect(),
             learner_version: self.learner.version,
             optimizer_steps: self.learner.optimizer.steps,
             policy: self.learner.policy.clone(),
@@ -223,11 +248,11 @@ impl DurableState {
             part if part.is_empty() => Err(StateError::Missing { prefix: prefix.to_owned() }),
             part => Ok(part),
         };
-        let is_judge_heard = |prefix: &str, position: usize| {
-            scalars.is_judge_heard.get(position).cloned().ok_or_else(|| StateError::Missing { prefix: prefix.to_owned() })
+        let hearing = |prefix: &str, position: usize| {
+            scalars.hearing.get(position).cloned().ok_or_else(|| StateError::Missing { prefix: prefix.to_owned() })
         };
         let served = |prefix: &str, position, (version, window)| {
-            Ok::<_, StateError>(Served { version, window, weights: weights(prefix)?, is_judge_heard: is_judge_heard(prefix, position)? })
+            Ok::<_, StateError>(Served { version, window, weights: weights(prefix)?, hearing: hearing(prefix, position)? })
         };
         let optimizer = |prefix: &str, steps| {
             let moments = |name: &str| tensors_as_moments(part(&format!("{prefix}{name}")));

@@ -17,7 +17,7 @@ use undrift::noise::NoiseKey;
 use undrift::pipeline::Decision;
 use undrift::shell::decision_log::{Action, Decided, DecisionLog};
 use undrift::shell::store::{self, Generation, Store, StoreError};
-use undrift::state::{DurableState, LearnerState};
+use undrift::state::{DurableState, Hearing, LearnerState};
 
 /// What the adapter goes on from, to be changed.
 fn learner(state: &mut DurableState) -> &mut LearnerState {
@@ -84,10 +84,10 @@ fn the_state_hash_sees_every_part_of_the_state_and_not_the_time() {
         |s| s.serving.version.0 += 1,
         |s| s.serving.window = Some(7),
         |s| s.serving.weights = s.learner.weights.clone(),
-        |s| s.serving.is_judge_heard.values_mut().for_each(|is_heard| *is_heard ^= true),
+        |s| s.serving.hearing.values_mut().for_each(|hearing| *hearing = Hearing::Little),
         |s| s.pending.clear(),
         |s| s.pending[0].weights = s.learner.weights.clone(),
-        |s| s.pending[0].is_judge_heard.values_mut().for_each(|is_heard| *is_heard ^= true),
+        |s| s.pending[0].hearing.values_mut().for_each(|hearing| *hearing = Hearing::Little),
         |s| learner(s).version.0 += 1,
         |s| learner(s).weights = s.serving.weights.clone(),
         |s| learner(s).optimizer.steps += 1,
@@ -98,7 +98,7 @@ fn the_state_hash_sees_every_part_of_the_state_and_not_the_time() {
         |s| learner(s).policy.gates = ByCamera::default(),
         |s| learner(s).policy.gates.see(std::iter::once("yard")),
         |s| learner(s).policy.gates.values_mut().for_each(|gate| gate.averages.clear()),
-        |s| learner(s).policy.gates.values_mut().for_each(|gate| gate.is_judge_heard ^= true),
+        |s| learner(s).policy.gates.values_mut().for_each(|gate| gate.hearing = Hearing::Home),
         |s| learner(s).policy.gates.values_mut().for_each(|gate| gate.is_teaching ^= true),
         |s| s.monitor.averages.clear(),
         |s| s.monitor.hits.swap(0, 1),

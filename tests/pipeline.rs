@@ -15,7 +15,7 @@ use undrift::noise::NoiseSecret;
 use undrift::observation::{Observation, SkipReason};
 use undrift::pipeline::{Adapted, Decision, Effect, Event, OutputShape, Pipeline, Scheduled, Start};
 use undrift::prediction::Prediction;
-use undrift::state::DurableState;
+use undrift::state::{DurableState, Hearing};
 
 /// Frame `index`, labelled.
 fn frame(channels: usize, index: u64) -> Frame {
@@ -222,24 +222,28 @@ fn a_camera_at_which_the_judge_is_not_heard_is_answered_by_the_source_while_othe
         run.apply(Event::Frame { frame: Box::new(tiny::frame(1, 16, camera)), is_overloaded: false });
         (run.predictions[0].adapted, run.predictions[0].confidence)
     };
-    let heard_at = |cameras: &[&str]| {
+    let hearing_at = |door: &[&str], hearing: Hearing| {
         let mut state = learned.clone();
-        state.serving.is_judge_heard = ByCamera::default();
-        state.serving.is_judge_heard.see(cameras.iter().copied());
-        state.serving.is_judge_heard.values_mut().for_each(|is_heard| *is_heard = true);
+        state.serving.hearing = ByCamera::default();
+        state.serving.hearing.see(door.iter().copied());
+        state.serving.hearing.values_mut().for_each(|at_door| *at_door = hearing);
         Some(state)
     };
     let source = answer(None, "yard");
-    assert_eq!(answer(heard_at(&["door"]), "yard"), source);
-    assert!(answer(heard_at(&["door"]), "door").0, "where it is heard, by what was learned");
-    assert!(answer(heard_at(&[]), "yard").0, "where nobody teaches, by what was learned and goes back");
+    assert_eq!(answer(hearing_at(&["door"], Hearing::Full), "yard"), source);
+    assert!(answer(hearing_at(&["door"], Hearing::Full), "door").0, "where it is heard, by what was learned");
+    assert!(answer(hearing_at(&[], Hearing::Full), "yard").0, "where nobody teaches, by what was learned and goes back");
+    // At home the source answers, and the judge counts as much as is configured for that.
+    let at_home = answer(hearing_at(&["door"], Hearing::Home), "door");
+    assert!(!at_home.0 && at_home.1 != answer(None, "door").1, "at home, by the source: {at_home:?}");
+    assert!(answer(hearing_at(&["door"], Hearing::Home), "yard").0, "a camera at home says nothing of another");
 }
 
 #[test]
 fn off_holds_how_far_the_judge_is_heard() {
     let mut run = Run::start(1, &tiny::config(), None);
     run.feed(0..24, false, AtOnce);
-    let is_judge_heard = |run: &Run| run.pipeline.state().serving.is_judge_heard.values().all(|&is_heard| is_heard);
+    let is_judge_heard = |run: &Run| run.pipeline.state().serving.hearing.values().all(|&hearing| hearing == Hearing::Full);
     assert!(is_judge_heard(&run));
     run.decide(Decision::Adapt { enabled: false });
     run.feed(24..48, false, AtOnce);

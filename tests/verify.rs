@@ -19,7 +19,7 @@ use undrift::frame::FrameSeq;
 use undrift::proof::{HistoryId, PROOF_HEADER, Proof};
 use undrift::shell::decision_log::{Action, Decided, DecisionLog};
 use undrift::shell::store::{self, Store};
-use undrift::state::DurableState;
+use undrift::state::{DurableState, Hearing};
 use undrift::wire::{self, Format};
 
 const FRAMES: &str = "UNDRIFT_V1_FRAMES";
@@ -229,7 +229,7 @@ async fn a_true_history_is_confirmed_and_the_first_wrong_frame_of_a_changed_one_
             |state| Arc::make_mut(&mut state.learner).optimizer.steps += 1,
             |state| state.frames += 1,
             |state| state.input_chain[0] ^= 1,
-            |state| state.serving.is_judge_heard.values_mut().for_each(|is_heard| *is_heard ^= true),
+            |state| state.serving.hearing.values_mut().for_each(|hearing| *hearing = Hearing::Home),
             |state| Arc::make_mut(&mut state.learner).weights = state.serving.weights.clone(),
             |state| Arc::make_mut(&mut state.learner).optimizer.first_moments.values_mut().for_each(|values| values[0] += 1e-6),
         ];

@@ -1,14 +1,16 @@
 //! `undrift train`: makes a bundle. Classifier, diffusion model, then the rest of the folder.
 
+use crate::bundle::{Bundle, Statistics};
 use crate::config::Config;
 use crate::diffusion::Timestep;
+use crate::guard::canary::Canary;
 use crate::lab::contact_sheet::contact_sheet;
 use crate::lab::corruptions::{Severity, Table};
 use crate::lab::dataset::{self, Labelled, Split};
 use crate::lab::statistics;
 use crate::lab::streams::{Plan, Playback, Request, Stream};
 use crate::lab::train::{self, TrainingRun};
-use crate::learner::{FrozenClassifier, Judge};
+use crate::learner::Judge;
 use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, TrunkConfig, VitConfig, parameters};
 use candle_core::{Device, Tensor};
 use clap::{Args, Subcommand};
@@ -159,8 +161,8 @@ fn training(run: &Run, weight_decay: f32) -> TrainingRun {
 /// Timesteps at which the diffusion model's accuracy is printed.
 const CURVE: [u32; 8] = [20, 60, 100, 200, 300, 400, 500, 600];
 
-/// Frames of the validation corruptions, by themselves and by twos, that the calibration is fitted on.
-const VALIDATION_FRAMES: usize = 4400;
+/// Frames of the validation corruptions, in all sets of them, that the calibration is fitted on.
+const VALIDATION_FRAMES: usize = 6400;
 
 fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     // They are written below; the configuration wants them to be there.
@@ -171,10 +173,18 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
         }
     }
     let config = Config::load(&finish.dir.join("undrift.toml"), &[], std::iter::empty())?;
-    let labels = std::fs::read_to_string(&config.bundle.files.labels)?.lines().count();
+    let labels: Vec<String> = std::fs::read_to_string(&config.bundle.files.labels)?.lines().map(str::to_owned).collect();
     let weights = |path: &Path| Ok::<_, Box<dyn Error>>(parameters::read(&std::fs::read(path)?)?);
-    let classifier = FrozenClassifier::new(&config.bundle.classifier_config(labels), &weights(&config.bundle.files.classifier)?)?;
-    let judge = Judge::new(&config.bundle.diffusion_config(labels), weights(&config.bundle.files.diffusion)?)?;
+    let bundle = Bundle {
+        classifier_config: config.bundle.classifier_config(labels.len()),
+        classifier: weights(&config.bundle.files.classifier)?,
+        diffusion_config: config.bundle.diffusion_config(labels.len()),
+        diffusion: weights(&config.bundle.files.diffusion)?,
+        labels,
+        statistics: Statistics::default(),
+        canary: Canary::default(),
+    };
+    let judge = Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?;
     let mut test = dataset::load(&finish.data, Split::Test)?;
     let rest = test.split_off(finish.sample.min(test.len()));
     if rest.is_empty() {
@@ -186,9 +196,9 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     let canary = canary(&dataset::load(&finish.data, Split::Train)?, finish.seed, config.bundle.diffusion.trunk.image.height)?;
     candle_core::safetensors::save(&canary, &config.bundle.files.canary)?;
     let request = Request { frames: VALIDATION_FRAMES, severity: Severity::ALL[4], seed: finish.seed, visits: 1, walk: None };
-    let plan = Plan::new(Stream::ExtraPairs, &request, &rest)?;
+    let plan = Plan::new(Stream::ExtraSets, &request, &rest)?;
     let validation = Playback { plan: &plan, images: &rest, table: Table::Tiny, side: judge.model().config().trunk.image.height };
-    let measured = statistics::measure(&classifier, &judge, &config.adapt, &rest, validation.frames(), finish.seed)?;
+    let measured = statistics::measure(&bundle, &config.adapt, &rest, validation.frames(), finish.seed)?;
     std::fs::write(&config.bundle.files.statistics, serde_json::to_string_pretty(&measured)? + "\n")?;
     println!("{}", serde_json::to_string_pretty(&measured)?);
     let curve = statistics::judge_accuracy(&judge, &CURVE.map(Timestep), &rest[..2000.min(rest.len())], finish.seed)?;

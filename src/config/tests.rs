@@ -55,6 +55,7 @@ trainable = "all"
 timesteps = [100, 300]
 judge_weight = 1.0
 judge_weight_shut = 0.4
+judge_weight_home = 0.2
 prior_weight = 1.0
 learning_rate = 1e-3
 gradient_norm_max = 1.0
@@ -65,7 +66,7 @@ distance_max = 0.5
 norm_pace = 0.1
 stretched_view = true
 optimizer = { kind = "sgd", momentum = 0.9 }
-gate = { memory_frames = 256.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5, consistency = 0.5, by_camera = true }
+gate = { memory_frames = 256.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5, consistency = 0.5, home_entropy_max = 1.5, by_camera = true }
 guard = { repeats_max = 8, camera_share_max = 2.0, canary_every_windows = 8, canary_images = 16, canary_tolerance = 0.05, canary_evidence_max = 1e4 }
 condition = { steps_per_window = 5, draws_per_step = 6, accumulation_steps = 30, same_noise = false }
 [checkpoint]

@@ -3,13 +3,17 @@
 
 use super::dataset::{Labelled, pad};
 use super::streams::StreamFrame;
-use crate::bundle::{Calibration, Moments, Statistics, log_odds};
+use crate::bundle::{Bundle, Calibration, Grounds, Moments, Statistics};
 use crate::diffusion::Timestep;
-use crate::frame::Image;
-use crate::learner::objective::{argmax, entropy, mean_logits, posterior, softmax};
-use crate::learner::{AdaptConfig, AdaptError, FrozenClassifier, Judge, Verdict};
+use crate::frame::{Image, WeightsVersion};
+use crate::guard::canary::Canary;
+use crate::learner::objective::{argmax, entropy, softmax};
+use crate::learner::{AdaptConfig, AdaptError, Adapter, FrozenClassifier, Judge, Judgement, Verdict, source_state};
+use crate::model::Tensors;
 use crate::noise::NoiseKey;
-use std::ops::RangeInclusive;
+use crate::pipeline::{Job, WindowFrame};
+use crate::policy::{Evidence, ground};
+use std::sync::Arc;
 
 /// Accuracies of the diffusion model alone, 0..=1.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -45,113 +49,110 @@ impl Planes {
         planes
     }
 
+    /// Of one image.
+    fn elements(&self) -> usize {
+        self.images.len() / self.labels.len()
+    }
+
     fn share(&self, is_hit: impl Fn(usize, usize) -> bool) -> f64 {
         let hits = self.labels.iter().enumerate().filter(|&(n, &label)| is_hit(n, label)).count();
         hits as f64 / self.labels.len() as f64
     }
 }
 
-/// Statistics over clean `data`, which is grey or RGB as the models are; the calibration over frames of `validation`.
+/// Statistics over clean `data`, which is grey or RGB as the models are; the calibration over a run of the daemon's method over the frames
+/// of `validation`, from the weights of `bundle` on. What the bundle says of them is not looked at.
 pub fn measure(
-    classifier: &FrozenClassifier,
-    judge: &Judge,
+    bundle: &Bundle,
     config: &AdaptConfig,
     data: &[Labelled],
     validation: impl Iterator<Item = StreamFrame>,
     seed: u64,
 ) -> Result<Statistics, AdaptError> {
+    let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier)?;
+    let judge = Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?;
     let timesteps = &config.timesteps.iter().map(|&t| Timestep(t)).collect::<Vec<_>>();
-    let validation = Planes::of_images(validation.map(|frame| (frame.image, frame.label.index())), seed);
     let planes = Planes::of(data, judge.model().config().trunk.image.height, seed);
     let logits = classifier.logits(&planes.images)?;
     let verdicts = judge.verdicts(&planes.images, &planes.keys, timesteps)?;
     let entropies: Vec<f64> = logits.iter().map(|z| entropy(softmax(z))).collect();
     let best_error = |verdict: &Verdict| 1.0 + verdict.errors.iter().copied().fold(f64::INFINITY, f64::min);
     let denoising: Vec<f64> = verdicts.iter().map(best_error).collect();
-    Ok(Statistics {
+    let uncalibrated = Statistics {
         timesteps: config.timesteps.clone(),
         source_accuracy: planes.share(|n, label| argmax(&logits[n]) == label),
         judge_accuracy: planes.share(|n, label| verdicts[n].label() == label),
         entropy: moments(&entropies),
         denoising_loss: moments(&denoising),
         draw_agreement: verdicts.iter().map(Verdict::draw_agreement).sum::<f64>() / verdicts.len() as f64,
-        calibration: calibration(classifier, judge, config, timesteps, &validation)?,
-    })
-}
-
-/// The weights of classifier and judge under which the true labels are likeliest: temperature scaling (Guo 2017), with a
-/// temperature for each. The classifier's logits are the mean over its views, as they are where frames are answered.
-fn calibration(
-    classifier: &FrozenClassifier,
-    judge: &Judge,
-    config: &AdaptConfig,
-    timesteps: &[Timestep],
-    planes: &Planes,
-) -> Result<Calibration, AdaptError> {
-    const PRIOR_WEIGHTS: RangeInclusive<u32> = 4..=15; // tenths
-    const JUDGE_WEIGHTS: RangeInclusive<u32> = 1..=25; // twentieths
-    let images = planes.images.chunks_exact(planes.images.len() / planes.labels.len());
-    let logits: Vec<Vec<f64>> =
-        images.map(|image| Ok(mean_logits(&classifier.logits(&config.views(image))?).collect())).collect::<Result<_, AdaptError>>()?;
-    let verdicts = judge.verdicts(&planes.images, &planes.keys, timesteps)?;
-    let loss = |calibration: &Calibration| {
-        let scale = calibration.judge_weight * judge.likelihood_scale();
-        let of_frame = |n: usize| {
-            let mut posterior = posterior(logits[n].iter().copied(), &verdicts[n].errors, calibration.prior_weight, scale);
-            -posterior.nth(planes.labels[n]).expect("a label is a class").ln()
-        };
-        (0..logits.len()).map(of_frame).sum::<f64>()
+        calibration: Calibration::default(),
     };
-    let prior_weights = PRIOR_WEIGHTS.map(|tenths| f64::from(tenths) / 10.0);
-    let unfitted = Calibration { by_posterior: 1.0, ..Calibration::default() };
-    let judge_weights =
-        |prior_weight| JUDGE_WEIGHTS.map(move |w| Calibration { prior_weight, judge_weight: f64::from(w) / 20.0, ..unfitted });
-    let grid = prior_weights.flat_map(judge_weights);
-    let mut best = grid.min_by(|a, b| loss(a).total_cmp(&loss(b))).expect("a grid of several points");
-
-    let scale = judge.likelihood_scale();
-    let mut agreement = None;
-    let trials = (0..logits.len()).map(|n| {
-        let (logits, Verdict { errors, .. }) = (logits[n].iter().copied(), &verdicts[n]);
-        // As the daemon answers where it does not hear the judge, and as its average of the agreement moves.
-        let answer = argmax(posterior(logits.clone(), errors, 1.0, config.answer_weight(false) * scale));
-        let of_frame = verdicts[n].draw_agreement();
-        let lately = *agreement.get_or_insert(of_frame);
-        agreement = Some(lately + (of_frame - lately) / config.gate.memory_frames);
-        let share = posterior(logits, errors, best.prior_weight, best.judge_weight * scale).nth(answer).expect("an answer is a class");
-        Trial { share, agreement: lately, is_hit: answer == planes.labels[n] }
-    });
-    let trials: Vec<Trial> = trials.collect();
-    fit_accuracy(&mut best, &trials);
-    Ok(best)
+    let validation = Planes::of_images(validation.map(|frame| (frame.image, frame.label.index())), seed);
+    let bundle = Bundle { statistics: uncalibrated.clone(), canary: Canary::default(), ..bundle.clone() };
+    Ok(Statistics { calibration: fitted(&trials(&bundle, config, &validation)?), ..uncalibrated })
 }
 
 /// An answer to a frame whose label is known.
 struct Trial {
-    /// Of the posterior.
-    share: f64,
-    /// Of the judge's draws, lately.
-    agreement: f64,
+    grounds: Grounds,
     is_hit: bool,
 }
 
+/// What the daemon's method answers on `planes`, window by window, from the source weights on.
+fn trials(bundle: &Bundle, config: &AdaptConfig, planes: &Planes) -> Result<Vec<Trial>, AdaptError> {
+    let frozen = |weights: &Tensors| FrozenClassifier::new(&bundle.classifier_config, weights);
+    let source = frozen(&bundle.classifier)?;
+    let likelihood_scale = Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?.likelihood_scale();
+    let mut learner = Arc::new(source_state(&bundle.classifier, WeightsVersion(0)));
+    let mut adapter = Adapter::new(bundle, config, &learner)?;
+    let mut judgement = Judgement::default();
+    let mut trials = Vec::new();
+    let windows = planes.images.chunks(config.window * planes.elements()).zip(planes.keys.chunks(config.window));
+    for ((index, (images, keys)), labels) in (0..).zip(windows).zip(planes.labels.chunks(config.window)) {
+        let frame = |(image, &key)| {
+            let views = config.views(image);
+            let source_logits = source.logits(&views)?;
+            Ok::<_, AdaptError>(WindowFrame { camera: String::new(), key, views, source_logits, verdict: None })
+        };
+        let frames: Vec<WindowFrame> = images.chunks(planes.elements()).zip(keys).map(frame).collect::<Result<_, _>>()?;
+        let classifier = frozen(&learner.weights)?;
+        let logits: Vec<_> = frames.iter().map(|frame| classifier.logits(&frame.views)).collect::<Result<_, _>>()?;
+        let source_logits: Vec<_> = frames.iter().flat_map(|frame| frame.source_logits.clone()).collect();
+        let cameras = vec![String::new(); frames.len()];
+        adapter.judge_into(&mut judgement, &frames);
+        let verdicts = &judgement.verdicts;
+        let evidence = Evidence { cameras: &cameras, logits: &logits.concat(), source_logits: &source_logits, verdicts, likelihood_scale };
+        trials.extend(labels.iter().enumerate().map(|(n, &label)| {
+            let (answer, grounds) = ground(&evidence, config, &learner.policy, n);
+            Trial { grounds, is_hit: answer == label }
+        }));
+        if let Some(adapted) = adapter.run(Job::Window { index, frames })? {
+            learner = adapted.learner;
+        }
+    }
+    Ok(trials)
+}
+
 /// Logistic regression by gradient descent: the coefficients under which `trials` come out as they did most likely.
-fn fit_accuracy(calibration: &mut Calibration, trials: &[Trial]) {
+fn fitted(trials: &[Trial]) -> Calibration {
     const STEPS: u32 = 20_000;
     const RATE: f64 = 0.1;
+    let mut calibration = Calibration::default();
     for _ in 0..STEPS {
-        let mut gradient = [0.0; 3];
-        for &Trial { share, agreement, is_hit } in trials {
-            let excess = calibration.accuracy(share, agreement) - f64::from(u8::from(is_hit));
-            for (sum, feature) in gradient.iter_mut().zip([1.0, log_odds(share), log_odds(agreement)]) {
+        let mut gradient = [0.0; 4];
+        for Trial { grounds, is_hit } in trials {
+            let excess = calibration.accuracy(grounds) - f64::from(u8::from(*is_hit));
+            let Grounds { classifier, judge, agreement } = grounds.log_odds();
+            for (sum, feature) in gradient.iter_mut().zip([1.0, classifier, judge, agreement]) {
                 *sum += excess * feature / trials.len() as f64;
             }
         }
-        let Calibration { intercept, by_posterior, by_agreement, .. } = calibration;
-        for (coefficient, slope) in [intercept, by_posterior, by_agreement].into_iter().zip(gradient) {
+        let Calibration { intercept, by_classifier, by_judge, by_agreement } = &mut calibration;
+        for (coefficient, slope) in [intercept, by_classifier, by_judge, by_agreement].into_iter().zip(gradient) {
             *coefficient -= RATE * slope;
         }
     }
+    calibration
 }
 
 /// How well the diffusion model classifies clean `data` alone (arXiv 2303.16203), by timestep and together.
@@ -178,18 +179,19 @@ mod tests {
 
     #[test]
     fn the_coefficients_that_trials_come_of_are_found_again() {
-        let truth = Calibration { intercept: -0.5, by_posterior: 0.8, by_agreement: 0.4, ..Calibration::default() };
+        let truth = Calibration { intercept: -0.5, by_classifier: 0.8, by_judge: 0.3, by_agreement: 0.4 };
+        let shares = [0.3, 0.7, 0.95];
+        let pairs = shares.into_iter().flat_map(|classifier| shares.map(|judge| (classifier, judge)));
         let mut trials = Vec::new();
-        for (share, agreement) in [0.3, 0.6, 0.9, 0.99].into_iter().flat_map(|share| [0.4, 0.7, 0.95].map(|agreement| (share, agreement))) {
-            let hits = (1000.0 * truth.accuracy(share, agreement)).round() as usize;
-            trials.extend((0..1000).map(|n| Trial { share, agreement, is_hit: n < hits }));
+        for (classifier, judge, agreement) in pairs.flat_map(|(classifier, judge)| shares.map(|agreement| (classifier, judge, agreement))) {
+            let grounds = Grounds { classifier, judge, agreement };
+            let hits = (1000.0 * truth.accuracy(&grounds)).round() as usize;
+            trials.extend((0..1000).map(|n| Trial { grounds, is_hit: n < hits }));
         }
-        let mut fitted = Calibration { by_posterior: 1.0, ..Calibration::default() };
-        fit_accuracy(&mut fitted, &trials);
-        for (fitted, truth) in
-            [(fitted.intercept, truth.intercept), (fitted.by_posterior, truth.by_posterior), (fitted.by_agreement, truth.by_agreement)]
-        {
-            assert!((fitted - truth).abs() < 0.01, "{fitted} against {truth}");
+        let found = fitted(&trials);
+        let coefficients = |c: Calibration| [c.intercept, c.by_classifier, c.by_judge, c.by_agreement];
+        for (found, truth) in coefficients(found).into_iter().zip(coefficients(truth)) {
+            assert!((found - truth).abs() < 0.01, "{found} against {truth}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::optimizer::OptimizerConfig;
 use crate::diffusion::stretch;
+use crate::state::Hearing;
 use serde::{Deserialize, Serialize};
 
 /// Which weights answer a frame.
@@ -77,6 +78,8 @@ pub struct GateConfig {
     /// How far the draws must agree with the answers to some view, of the source or of the classifier that learns, as a share of how far
     /// they agree with each other, 0..=1; 0 asks nothing.
     pub consistency: f64,
+    /// The source is at home, and answers, while its entropy is at most this times that on clean images; 0 says never.
+    pub home_entropy_max: f64,
     /// Each camera has a gate of its own beside that of all.
     pub by_camera: bool,
 }
@@ -159,6 +162,8 @@ pub struct AdaptConfig {
     pub judge_weight: f64,
     /// The same in an answer, while the diffusion model is not listened to.
     pub judge_weight_shut: f64,
+    /// The same in an answer that the source gives at home.
+    pub judge_weight_home: f64,
     /// How far the classifier's own probabilities count in the posterior that it learns from: 1 is Bayes' rule, 0 leaves
     /// the diffusion model alone.
     pub prior_weight: f64,
@@ -193,9 +198,13 @@ pub struct AdaptRangeError {
 }
 
 impl AdaptConfig {
-    /// How far the diffusion model counts in an answer, by whether it is heard.
-    pub fn answer_weight(&self, is_judge_heard: bool) -> f64 {
-        if is_judge_heard { self.judge_weight } else { self.judge_weight_shut }
+    /// How far the diffusion model counts in an answer.
+    pub fn answer_weight(&self, hearing: Hearing) -> f64 {
+        match hearing {
+            Hearing::Full => self.judge_weight,
+            Hearing::Little => self.judge_weight_shut,
+            Hearing::Home => self.judge_weight_home,
+        }
     }
 
     /// The views of an image (C, H, W), (V, C, H, W): as it was taken and, where that is configured, stretched to full range.
@@ -231,6 +240,7 @@ impl AdaptConfig {
             ),
             ("judge_weight", self.judge_weight.to_string(), (0.0..=100.0).contains(&self.judge_weight), "0 to 100"),
             ("judge_weight_shut", self.judge_weight_shut.to_string(), (0.0..=100.0).contains(&self.judge_weight_shut), "0 to 100"),
+            ("judge_weight_home", self.judge_weight_home.to_string(), (0.0..=100.0).contains(&self.judge_weight_home), "0 to 100"),
             ("prior_weight", self.prior_weight.to_string(), unit.contains(&self.prior_weight), "0 to 1"),
             ("learning_rate", self.learning_rate.to_string(), self.learning_rate > 0.0 && self.learning_rate <= 1.0, "above 0, at most 1"),
             ("gradient_norm_max", self.gradient_norm_max.to_string(), self.gradient_norm_max > 0.0, "above 0"),
@@ -246,6 +256,12 @@ impl AdaptConfig {
                 "false with objective = \"condition\", which learns from the frame as it was taken",
             ),
             ("gate.consistency", self.gate.consistency.to_string(), unit.contains(&self.gate.consistency), "0 to 1"),
+            (
+                "gate.home_entropy_max",
+                self.gate.home_entropy_max.to_string(),
+                (0.0..=100.0).contains(&self.gate.home_entropy_max),
+                "0 to 100",
+            ),
             ("gate.memory_frames", self.gate.memory_frames.to_string(), self.gate.memory_frames >= 1.0, "at least 1"),
             ("gate.margin", self.gate.margin.to_string(), (-1.0..=1.0).contains(&self.gate.margin), "-1 to 1"),
             ("gate.diversity_slack", self.gate.diversity_slack.to_string(), unit.contains(&self.gate.diversity_slack), "0 to 1"),

@@ -10,7 +10,7 @@ use undrift::guard::GuardState;
 use undrift::learner::OptimizerState;
 use undrift::model::{ImageShape, Tensors};
 use undrift::noise::NoiseKey;
-use undrift::state::{Control, DurableState, Gate, Good, LearnerState, MonitorState, OpenFrame, PolicyState, Served};
+use undrift::state::{Control, DurableState, Gate, Good, Hearing, LearnerState, MonitorState, OpenFrame, PolicyState, Served};
 
 /// A state after `frames` frames with one pending window and weights of `rows` x 8 and 3; equal arguments give equal bits.
 pub fn state(frames: u64, rows: usize) -> DurableState {
@@ -18,12 +18,12 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
         version: WeightsVersion(version),
         window: version.checked_sub(1),
         weights: weights(frames + version, rows),
-        is_judge_heard: by_camera("door", version == 1),
+        hearing: by_camera("door", if version == 1 { Hearing::Full } else { Hearing::Home }),
     };
     let moments = |seed: u64| BTreeMap::from([("head.weight".to_owned(), normal(seed, 8 * rows))]);
     let optimizer = |seed: u64| OptimizerState { steps: frames / 16, first_moments: moments(seed), second_moments: moments(seed + 1) };
     let average = |name: &str, value: f64| BTreeMap::from([(name.to_owned(), value)]);
-    let gate = || Gate { averages: average("draw_agreement", 0.1 + 0.2), is_judge_heard: true, is_teaching: true };
+    let gate = || Gate { averages: average("draw_agreement", 0.1 + 0.2), hearing: Hearing::Full, is_teaching: true };
     let policy = || PolicyState { averages: average("estimated_accuracy", 0.5), common: gate(), gates: by_camera("door", gate()) };
     DurableState {
         incarnation: "FRAMES 2024-01-01T00:00:00Z".to_owned(),

@@ -43,7 +43,7 @@ pub fn bundle(channels: usize, conditioning: ClassConditioning) -> Bundle {
         statistics: Statistics {
             judge_accuracy: 0.8,
             draw_agreement: 0.8,
-            calibration: Calibration { prior_weight: 1.0, judge_weight: 0.2, intercept: 0.1, by_posterior: 0.9, by_agreement: 0.3 },
+            calibration: Calibration { intercept: 0.1, by_classifier: 0.9, by_judge: 0.2, by_agreement: 0.3 },
             entropy: Moments { mean: 0.5, standard_deviation: 0.3 },
             ..Statistics::default()
         },
@@ -71,6 +71,7 @@ pub fn config() -> AdaptConfig {
         timesteps: vec![10, 40],
         judge_weight: 1.0,
         judge_weight_shut: 0.4,
+        judge_weight_home: 0.2,
         prior_weight: 1.0,
         learning_rate: 1e-2,
         gradient_norm_max: 1.0,
@@ -88,6 +89,7 @@ pub fn config() -> AdaptConfig {
             tolerance: 1.0,
             confidence_min: 0.0,
             consistency: 0.0,
+            home_entropy_max: 0.0,
             by_camera: true,
         },
         guard: GuardConfig {

@@ -21,7 +21,7 @@ pub enum Stream {
     LabelShift,
     Day,
     Extra,
-    ExtraPairs,
+    ExtraSets,
     HeldOut,
     /// One of the 19 from the first frame to the last.
     OfCorruption(Corruption),
@@ -49,7 +49,7 @@ impl Stream {
         Self::LabelShift,
         Self::Day,
         Self::Extra,
-        Self::ExtraPairs,
+        Self::ExtraSets,
         Self::HeldOut,
     ];
 
@@ -67,7 +67,7 @@ impl Stream {
             Self::LabelShift => "label-shift",
             Self::Day => "day",
             Self::Extra => "extra",
-            Self::ExtraPairs => "extra-pairs",
+            Self::ExtraSets => "extra-sets",
             Self::HeldOut => "held-out",
             Self::OfCorruption(corruption) => corruption.name(),
             Self::OfHeldOut(held_out) => held_out.name(),
@@ -89,8 +89,10 @@ impl Stream {
             Self::LabelShift => "The frames' classes grow frequent and rare by turns while the 15 corruptions change",
             Self::Day => "A day of three cameras: changing light, noise at night, fog in the morning, a dirty lens",
             Self::Extra => "The 4 extra corruptions one after the other: for choosing settings",
-            Self::ExtraPairs => "The 4 extra corruptions, each by itself and each two at once: for calibrating",
+            Self::ExtraSets => "The 4 extra corruptions, each set of them at once: for calibrating",
             Self::HeldOut => "Six corruptions outside the 19, one after the other: never for choosing settings",
+                "Six others, invented when the first had been used, as hard for the source as the 19; never for choosing either"
+            }
             Self::OfCorruption(_) | Self::OfHeldOut(_) => "This corruption only",
         }
     }

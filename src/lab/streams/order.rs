@@ -25,12 +25,12 @@ pub fn corruptions(corruptions: &[Corruption], frames: usize, severity: Severity
     in_turn(corruptions.iter().map(|&corruption| Layer::Corruption(corruption, severity)), frames)
 }
 
-/// Clean, then each corruption by itself, and each with each of those after it.
-pub fn pairs(corruptions: &[Corruption], frames: usize, severity: Severity) -> Vec<Segment> {
-    let layer = |&corruption: &Corruption| Layer::Corruption(corruption, severity);
-    let alone = corruptions.iter().map(|corruption| vec![layer(corruption)]);
-    let with_later = |(n, first)| corruptions[n + 1..].iter().map(move |second| vec![layer(first), layer(second)]);
-    each_in_turn(alone.chain(corruptions.iter().enumerate().flat_map(with_later)), frames)
+/// Clean, then each set of corruptions laid over one another.
+pub fn sets(corruptions: &[Corruption], frames: usize, severity: Severity) -> Vec<Segment> {
+    let has = |set: usize, position: usize| set >> position & 1 == 1;
+    let members = |set| corruptions.iter().enumerate().filter(move |&(position, _)| has(set, position));
+    let layers = |set| members(set).map(|(_, &corruption)| Layer::Corruption(corruption, severity)).collect();
+    each_in_turn((1..1 << corruptions.len()).map(layers), frames)
 }
 
 pub fn held_out(frames: usize) -> Vec<Segment> {

@@ -92,7 +92,7 @@ fn segments(stream: Stream, request: &Request<'_>, draws: &mut Draws) -> Result<
             order::corruptions(Corruption::STANDARD, frames, severity)
         }
         Stream::Extra => order::corruptions(Corruption::EXTRA, frames, severity),
-        Stream::ExtraPairs => order::pairs(Corruption::EXTRA, frames, severity),
+        Stream::ExtraSets => order::sets(Corruption::EXTRA, frames, severity),
         Stream::HeldOut => order::held_out(frames),
         Stream::Separate => order::separate(frames, severity),
         Stream::Gradual => order::gradual(frames, severity),
