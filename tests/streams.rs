@@ -137,7 +137,8 @@ fn continual_frames_are_drawn_as_the_published_figures_need_them() {
 #[test]
 fn domains_come_in_order_and_in_equal_shares() {
     // Goal: a domain's accuracy is over its share of the frames. Method: stretches of the streams that go from domain to domain.
-    let held_out: Vec<_> = std::iter::once("clean").chain(HeldOut::ALL.map(HeldOut::name)).collect();
+    let held_out = |of: &[HeldOut]| std::iter::once("clean").chain(of.iter().map(|one| one.name())).collect::<Vec<_>>();
+    let (first, again) = HeldOut::FIRST_AND_AGAIN;
     let standard = names(Corruption::STANDARD);
     let [a, b, c, d] = ["speckle_noise", "gaussian_blur", "spatter", "saturate"];
     let sets: [&[&str]; 16] = [
@@ -168,7 +169,8 @@ fn domains_come_in_order_and_in_equal_shares() {
         (Stream::Separate, names(&Corruption::ALL)),
         (Stream::Extra, names(Corruption::EXTRA)),
         (Stream::ExtraSets, sets.iter().map(String::as_str).collect()),
-        (Stream::HeldOut, held_out),
+        (Stream::HeldOut, held_out(first)),
+        (Stream::HeldOutAgain, held_out(again)),
     ];
     for (stream, expected) in cases {
         let plan = plan(stream, 5003);
@@ -370,7 +372,7 @@ fn held_out_corruptions_show_and_leave_the_image_recognisable() {
                 let variances = mean(&|pair| (pair.0 - mean_a).powi(2)) * mean(&|pair| (pair.1 - mean_b).powi(2));
                 let (change, correlation) = (mean(&|pair| (pair.0 - pair.1).abs()), covariance / variances.sqrt());
                 assert!(change > 1.0, "{}: changed by {change}", held_out.name());
-                assert!(correlation > 0.5, "{}: correlation {correlation}", held_out.name());
+                assert!(correlation > 0.4, "{}: correlation {correlation}", held_out.name());
             }
         }
     }
@@ -381,5 +383,5 @@ fn each_name_stands_for_one_stream() {
     // Goal: no stream hides another. Method: every name is read back, and all differ.
     let streams = Stream::value_variants();
     streams.iter().for_each(|&stream| assert_eq!(Stream::from_str(stream.name(), false), Ok(stream)));
-    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 14 + 19 + 6);
+    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 15 + 19 + 12);
 }

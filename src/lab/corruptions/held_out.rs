@@ -1,9 +1,10 @@
-//! Six corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each.
+//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; and six more, invented later.
 //!
 //! They stand for the unknown: nothing may be chosen by how it does on them, and their constants stay as they are. Lengths are shares of
 //! the image's side, so that the strength is that of the picture, not of its pixels.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
+use super::held_out_again;
 use crate::frame::Image;
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster, floor, real, signed};
@@ -49,10 +50,38 @@ pub enum HeldOut {
     Ghosting,
     /// Focus that is lost from one side of the image to the other
     TiltedFocus,
+    /// A camera that has turned on its bracket
+    TurnedMounting,
+    /// The glow of a lamp at the edge of the view, anywhere around it
+    StrayLight,
+    /// Light that clips, and whose charge spills along the columns of the sensor
+    Overexposure,
+    /// A cable or strap across the lens, too near to be in focus
+    Obstruction,
+    /// Blocks that are missing, so that those after them in the row move up
+    LostPackets,
+    /// Lines that begin too early or too late, each by itself
+    LineJitter,
 }
 
 impl HeldOut {
-    pub const ALL: [Self; 6] = [Self::Vignetting, Self::Banding, Self::DeadColumns, Self::Posterization, Self::Ghosting, Self::TiltedFocus];
+    pub const ALL: [Self; 12] = [
+        Self::Vignetting,
+        Self::Banding,
+        Self::DeadColumns,
+        Self::Posterization,
+        Self::Ghosting,
+        Self::TiltedFocus,
+        Self::TurnedMounting,
+        Self::StrayLight,
+        Self::Overexposure,
+        Self::Obstruction,
+        Self::LostPackets,
+        Self::LineJitter,
+    ];
+
+    /// Those that were there before anything was chosen, and those that were invented when the first had been used.
+    pub const FIRST_AND_AGAIN: (&'static [Self], &'static [Self]) = Self::ALL.split_at(6);
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -62,6 +91,12 @@ impl HeldOut {
             Self::Posterization => "posterization",
             Self::Ghosting => "ghosting",
             Self::TiltedFocus => "tilted_focus",
+            Self::TurnedMounting => "turned_mounting",
+            Self::StrayLight => "stray_light",
+            Self::Overexposure => "overexposure",
+            Self::Obstruction => "obstruction",
+            Self::LostPackets => "lost_packets",
+            Self::LineJitter => "line_jitter",
         }
     }
 
@@ -75,6 +110,12 @@ impl HeldOut {
             Self::Posterization => clean.map(|value| (value * POSTER_STEPS).round() / POSTER_STEPS),
             Self::Ghosting => ghosting(&clean, draws.uniform(0.0, TAU)),
             Self::TiltedFocus => tilted_focus(&clean, draws.uniform(0.0, TAU)),
+            Self::TurnedMounting => held_out_again::turned_mounting(&clean, draws),
+            Self::StrayLight => held_out_again::stray_light(&clean, draws),
+            Self::Overexposure => held_out_again::overexposure(&clean),
+            Self::Obstruction => held_out_again::obstruction(&clean, draws),
+            Self::LostPackets => held_out_again::lost_packets(&clean, draws),
+            Self::LineJitter => held_out_again::line_jitter(&clean, draws),
         };
         corrupted.to_image()
     }
@@ -135,10 +176,10 @@ fn tilted_focus(clean: &Raster, angle: f64) -> Raster {
 }
 
 /// Where the middle of a pixel is, -0.5 to 0.5.
-fn place(index: usize, size: usize) -> f64 {
+pub(super) fn place(index: usize, size: usize) -> f64 {
     (length(index) + 0.5) / length(size) - 0.5
 }
 
-fn length(pixels: usize) -> f64 {
+pub(super) fn length(pixels: usize) -> f64 {
     real(signed(pixels))
 }

@@ -23,6 +23,7 @@ pub enum Stream {
     Extra,
     ExtraSets,
     HeldOut,
+    HeldOutAgain,
     /// One of the 19 from the first frame to the last.
     OfCorruption(Corruption),
     /// One of the held-out corruptions from the first frame to the last.
@@ -36,7 +37,7 @@ static ALL: LazyLock<Vec<Stream>> = LazyLock::new(|| {
 
 impl Stream {
     /// All but the streams of one corruption.
-    pub const NAMED: [Self; 14] = [
+    pub const NAMED: [Self; 15] = [
         Self::Clean,
         Self::Continual,
         Self::Separate,
@@ -51,6 +52,7 @@ impl Stream {
         Self::Extra,
         Self::ExtraSets,
         Self::HeldOut,
+        Self::HeldOutAgain,
     ];
 
     pub fn name(self) -> &'static str {
@@ -69,6 +71,7 @@ impl Stream {
             Self::Extra => "extra",
             Self::ExtraSets => "extra-sets",
             Self::HeldOut => "held-out",
+            Self::HeldOutAgain => "held-out-again",
             Self::OfCorruption(corruption) => corruption.name(),
             Self::OfHeldOut(held_out) => held_out.name(),
         }
@@ -91,6 +94,7 @@ impl Stream {
             Self::Extra => "The 4 extra corruptions one after the other: for choosing settings",
             Self::ExtraSets => "The 4 extra corruptions, each set of them at once: for calibrating",
             Self::HeldOut => "Six corruptions outside the 19, one after the other: never for choosing settings",
+            Self::HeldOutAgain => {
                 "Six others, invented when the first had been used, as hard for the source as the 19; never for choosing either"
             }
             Self::OfCorruption(_) | Self::OfHeldOut(_) => "This corruption only",

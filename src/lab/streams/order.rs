@@ -33,8 +33,8 @@ pub fn sets(corruptions: &[Corruption], frames: usize, severity: Severity) -> Ve
     each_in_turn((1..1 << corruptions.len()).map(layers), frames)
 }
 
-pub fn held_out(frames: usize) -> Vec<Segment> {
-    in_turn(HeldOut::ALL.map(Layer::HeldOut), frames)
+pub fn held_out(corruptions: &[HeldOut], frames: usize) -> Vec<Segment> {
+    in_turn(corruptions.iter().copied().map(Layer::HeldOut), frames)
 }
 
 /// Each domain is met with the source weights.

@@ -5,7 +5,7 @@ use super::name::Stream;
 use super::scene::{Layer, Scene, Segment};
 use super::{choice, day, order};
 use crate::frame::{ClassIndex, Frame, FrameSeq, Image};
-use crate::lab::corruptions::{Corruption, Draws, Severity, Table};
+use crate::lab::corruptions::{Corruption, Draws, HeldOut, Severity, Table};
 use crate::lab::dataset::{Labelled, pad};
 use std::sync::Arc;
 
@@ -93,7 +93,8 @@ fn segments(stream: Stream, request: &Request<'_>, draws: &mut Draws) -> Result<
         }
         Stream::Extra => order::corruptions(Corruption::EXTRA, frames, severity),
         Stream::ExtraSets => order::sets(Corruption::EXTRA, frames, severity),
-        Stream::HeldOut => order::held_out(frames),
+        Stream::HeldOut => order::held_out(HeldOut::FIRST_AND_AGAIN.0, frames),
+        Stream::HeldOutAgain => order::held_out(HeldOut::FIRST_AND_AGAIN.1, frames),
         Stream::Separate => order::separate(frames, severity),
         Stream::Gradual => order::gradual(frames, severity),
         Stream::Mixed => order::mixed(frames, severity, draws),

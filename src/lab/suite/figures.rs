@@ -81,7 +81,10 @@ impl Figures {
                         figures.corruptions.extend(of_model.corruptions(Stream::Continual));
                         figures.estimates.extend(of_model.estimates());
                     }
-                    Section::HeldOut => figures.corruptions.extend(of_model.corruptions(Stream::HeldOut)),
+                    Section::HeldOut => {
+                        figures.corruptions.extend(of_model.corruptions(Stream::HeldOut));
+                        figures.corruptions.extend(of_model.corruptions(Stream::HeldOutAgain));
+                    }
                     Section::Long => {
                         figures.estimates.extend(of_model.estimates());
                         figures.long.extend(of_model.differences());
