@@ -148,15 +148,11 @@ impl Adapter {
         Ok(outcome)
     }
 
-    /// What the canary says of the weights; remembers them where nothing speaks for harm. Batch norm has the source's statistics there: its own
-    /// follow the frames, go as they came, and would show weather as harm.
+    /// What the canary says of the weights; remembers them where nothing speaks for harm.
     fn look_at_canary(&mut self, key: NoiseKey) -> Result<Option<CanaryReport>, AdaptError> {
         let Some(lookout) = &mut self.lookout else { return Ok(None) };
         let weights = self.classifier.parameters().snapshot()?;
-        let learned = weights.iter().filter(|(name, _)| self.source.contains_key(*name));
-        let mut on_canary = self.source_tensors.clone();
-        on_canary.extend(learned.map(|(name, tensor)| (name.clone(), tensor.clone())));
-        let adapted = FrozenClassifier::new(&self.classifier_config, &on_canary)?;
+        let adapted = FrozenClassifier::new(&self.classifier_config, &weights)?;
         let report = lookout.look(&adapted, key, &self.config, &mut self.guard.evidence)?;
         if self.guard.evidence.is_none() {
             self.good = Some(Arc::new(Good { weights, optimizer: self.optimizer.state().clone(), policy: self.policy.clone() }));
