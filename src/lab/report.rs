@@ -47,23 +47,27 @@ const PAGE_STYLE: &str = include_str!("report/page.css");
 /// The page of a run, in itself complete.
 pub fn report_html(run: &RunRecord) -> String {
     let summary = Summary::new(run);
+    let body = html! {
+        (header(run, &summary))
+        (stream(run, &summary))
+        (domains(&summary))
+        (reading(run, &summary))
+    };
+    page(&run.title, "", &body)
+}
+
+/// A whole page, with `style` behind that of all pages.
+fn page(title: &str, style: &str, body: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (run.title) }
-                style { (PreEscaped(page_style())) }
+                title { (title) }
+                style { (PreEscaped(page_style())) (PreEscaped(style)) }
             }
-            body {
-                main {
-                    (header(run, &summary))
-                    (stream(run, &summary))
-                    (domains(&summary))
-                    (reading(run, &summary))
-                }
-            }
+            body { main { (body) } }
         }
     };
     page.into_string()

@@ -1,9 +1,9 @@
 //! The page of an ablation: what each change of the configuration makes of the gain, as bars and as a table.
 
-use super::{page_style, verdict};
+use super::{page, verdict};
 use crate::lab::baselines::Passes;
 use crate::lab::summary::{WINDOW_FRAMES, percent, points};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 use serde::Serialize;
 
 const STYLE: &str = "\
@@ -30,45 +30,32 @@ pub struct Ablation {
 /// The page of `rows` in their order, in itself complete; the first is what the others are held against. `command` is the one that repeats it.
 pub fn ablations_html(source_accuracy: f64, rows: &[Ablation], command: &str) -> String {
     let scale = Scale::of(rows);
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { "undrift: what each part is worth" }
-                style { (PreEscaped(page_style())) (PreEscaped(STYLE)) }
+    let body = html! {
+        header {
+            h1 { "What each part is worth" }
+            p.lead { "The daemon's method with one thing changed at a time, on one stream. The source is right on " (percent(source_accuracy)) "." }
+        }
+        section {
+            p.note {
+                "Bars are the gain over the source, in points; the mark is the least gain over " (WINDOW_FRAMES)
+                " frames in a row, and the line through all rows the gain of the first."
             }
-            body {
-                main {
-                    header {
-                        h1 { "What each part is worth" }
-                        p.lead { "The daemon's method with one thing changed at a time, on one stream. The source is right on " (percent(source_accuracy)) "." }
-                    }
-                    section {
-                        p.note {
-                            "Bars are the gain over the source, in points; the mark is the least gain over " (WINDOW_FRAMES)
-                            " frames in a row, and the line through all rows the gain of the first."
-                        }
-                        table {
-                            thead { tr { th { "variant" } th.bars {} th { "accuracy" } th { "gain" } th { "worst " (WINDOW_FRAMES) } th.frames { "frames/s" } } }
-                            tbody { @for row in rows { (table_row(row, rows, &scale)) } }
-                        }
-                    }
-                    section.text {
-                        h2 { "How to read this" }
-                        p {
-                            "This is one stream and one seed: differences of half a point are within what another seed does. "
-                            "Point at a name to see what was set."
-                        }
-                        p { "To repeat it:" }
-                        pre { code { (command) } }
-                    }
-                }
+            table {
+                thead { tr { th { "variant" } th.bars {} th { "accuracy" } th { "gain" } th { "worst " (WINDOW_FRAMES) } th.frames { "frames/s" } } }
+                tbody { @for row in rows { (table_row(row, rows, &scale)) } }
             }
         }
+        section.text {
+            h2 { "How to read this" }
+            p {
+                "This is one stream and one seed: differences of half a point are within what another seed does. "
+                "Point at a name to see what was set."
+            }
+            p { "To repeat it:" }
+            pre { code { (command) } }
+        }
     };
-    page.into_string()
+    page("undrift: what each part is worth", STYLE, &body)
 }
 
 /// Of the bars: both ends, in shares of accuracy, and where a value lies between them.

@@ -3,12 +3,12 @@
 mod charts;
 mod tables;
 
-use super::page_style;
+use super::page;
 use crate::lab::methods::Method;
 use crate::lab::suite::{Figures, Mean, Records, Section, Setup};
 use crate::lab::summary::{percent, points};
 use charts::{StreamCurves, long_chart, pareto_chart, stream_chart};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 use tables::{corruptions, difference_table, estimate_table, setup_table};
 
 const STYLE: &str = include_str!("suite/suite.css");
@@ -16,27 +16,14 @@ const STYLE: &str = include_str!("suite/suite.css");
 /// The page of `figures` and of the curves in `records`, in itself complete; `command` is the one that repeats the comparison.
 pub fn suite_html(figures: &Figures, records: &Records, command: &str) -> String {
     let main: Vec<&Setup> = of(figures, Section::Streams).collect();
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { "undrift: methods side by side" }
-                style { (PreEscaped(page_style())) (PreEscaped(STYLE)) }
-            }
-            body {
-                main {
-                    (header(&main))
-                    @for setup in &main { (model(setup, figures, records)) }
-                    (others(figures))
-                    (long(figures))
-                    (reading(command))
-                }
-            }
-        }
+    let body = html! {
+        (header(&main))
+        @for setup in &main { (model(setup, figures, records)) }
+        (others(figures))
+        (long(figures))
+        (reading(command))
     };
-    page.into_string()
+    page("undrift: methods side by side", STYLE, &body)
 }
 
 fn of(figures: &Figures, section: Section) -> impl Iterator<Item = &Setup> {
