@@ -175,9 +175,10 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     let config = Config::load(&finish.dir.join("undrift.toml"), &[], std::iter::empty())?;
     let labels: Vec<String> = std::fs::read_to_string(&config.bundle.files.labels)?.lines().map(str::to_owned).collect();
     let weights = |path: &Path| Ok::<_, Box<dyn Error>>(parameters::read(&std::fs::read(path)?)?);
+    let classifier_config = config.bundle.classifier_config(labels.len());
     let bundle = Bundle {
-        classifier_config: config.bundle.classifier_config(labels.len()),
-        classifier: weights(&config.bundle.files.classifier)?,
+        classifier: classifier_config.with_room(weights(&config.bundle.files.classifier)?)?,
+        classifier_config,
         diffusion_config: config.bundle.diffusion_config(labels.len()),
         diffusion: weights(&config.bundle.files.diffusion)?,
         labels,

@@ -63,7 +63,8 @@ anchor_pull = 0.001
 anchor_pull_shut = 0.01
 anchor_pull_retreat = 0.5
 distance_max = 0.5
-norm_pace = 0.1
+norm_pace = 0.05
+domain_distance_max = 0.35
 stretched_view = true
 optimizer = { kind = "sgd", momentum = 0.9 }
 gate = { memory_frames = 256.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5, consistency = 0.5, home_entropy_max = 1.5, by_camera = true }

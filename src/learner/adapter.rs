@@ -220,9 +220,6 @@ impl Adapter {
         }
         let (share, pull) = (self.share(frames), self.share(frames) * ruling.pull);
         if ruling.learn == 0.0 {
-            if ruling.retreat > 0.0 && self.follows_norms() {
-                self.classifier.approach(&self.source_tensors, pull as f32)?;
-            }
             let reason = if ruling.retreat > 0.0 { SkipReason::Misfit } else { SkipReason::Unreliable };
             return self.go_back(pull, reason, report);
         }
@@ -241,22 +238,16 @@ impl Adapter {
         (frames.len() as f64 / self.config.window as f64).min(1.0)
     }
 
-    /// Moves the statistics of batch norm towards those of the window, one view after the other.
+    /// Takes the window into the statistics of batch norm, frame by frame and view by view.
     fn follow(&mut self, frames: &[WindowFrame]) -> Result<(), AdaptError> {
-        if !self.follows_norms() {
+        let AdaptConfig { norm_pace, domain_distance_max, .. } = self.config;
+        if norm_pace == 0.0 || !self.classifier.has_batch_norm() {
             return Ok(());
         }
-        let views = views(frames);
-        for view in 0..views {
-            let planes: Vec<f32> = frames.iter().flat_map(|frame| plane(frame, view)).copied().collect();
-            self.classifier.absorb(&planes, self.config.norm_pace * self.share(frames) as f32 / views as f32)?;
-        }
+        let views: Vec<f32> = frames.iter().flat_map(|frame| &frame.views).copied().collect();
+        self.classifier.remember(&views, norm_pace, domain_distance_max)?;
         self.version = WeightsVersion(self.version.0 + 1);
         Ok(())
-    }
-
-    fn follows_norms(&self) -> bool {
-        self.config.norm_pace > 0.0 && self.classifier.has_batch_norm()
     }
 
     /// Learns nothing, and moves towards the source weights; new weights, unless it is there already.
@@ -431,11 +422,6 @@ impl Guarded {
     fn skipped(reason: SkipReason) -> Self {
         Self { withheld: Withheld::default(), canary: None, outcome: Outcome::Skipped(reason, None) }
     }
-}
-
-/// V, the same for all frames.
-fn views(frames: &[WindowFrame]) -> usize {
-    frames.first().map_or(1, |frame| frame.source_logits.len())
 }
 
 /// The frames as they were taken: the first view.

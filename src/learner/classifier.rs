@@ -25,7 +25,7 @@ pub struct Classifier {
 enum Model {
     /// As it was loaded; each pass packs the weights anew, which may have learned since.
     Vit(Box<LearningVit>),
-    ResNet(ResNet),
+    ResNet(Box<ResNet>),
 }
 
 /// Logits of a window, with what leads back from them. Its buffers can be used again.
@@ -91,7 +91,7 @@ impl Classifier {
     fn of(config: &ClassifierConfig, parameters: Parameters) -> Result<Self, ParameterError> {
         let model = match config {
             ClassifierConfig::Vit(vit) => Model::Vit(Box::new(LearningVit::load(vit, &parameters)?)),
-            ClassifierConfig::ResNet(resnet) => Model::ResNet(ResNet::load(resnet, &parameters)?),
+            ClassifierConfig::ResNet(resnet) => Model::ResNet(Box::new(ResNet::load(resnet, &parameters)?)),
         };
         Ok(Self { parameters, model, image_elements: config.image().elements() })
     }
@@ -136,16 +136,17 @@ impl Classifier {
     pub fn absorb(&mut self, images: &[f32], share: f32) -> candle_core::Result<()> {
         if let Model::ResNet(model) = &mut self.model {
             model.absorb(images, share)?;
-            self.parameters.replace(model.running()?);
+            self.parameters.replace(model.domains()?);
         }
         Ok(())
     }
 
-    /// Moves the same statistics towards those of `tensors`.
-    pub fn approach(&mut self, tensors: &Tensors, share: f32) -> candle_core::Result<()> {
+    /// Takes images (N, C, H, W), one after the other, into the statistics of the domains that they belong to ([`ResNet::remember`]);
+    /// nothing to a model without batch norm.
+    pub fn remember(&mut self, images: &[f32], share: f32, distance_max: f64) -> candle_core::Result<()> {
         if let Model::ResNet(model) = &mut self.model {
-            model.approach(tensors, share)?;
-            self.parameters.replace(model.running()?);
+            images.chunks_exact(self.image_elements).try_for_each(|image| model.remember(image, share, distance_max))?;
+            self.parameters.replace(model.domains()?);
         }
         Ok(())
     }

@@ -177,8 +177,11 @@ pub struct AdaptConfig {
     pub anchor_pull_retreat: f64,
     /// |weights - source| / |source| above which a step is rejected.
     pub distance_max: f64,
-    /// Share of the way to a window's own statistics that those of batch norm take with each window.
+    /// Share that each view of a frame has in the statistics of batch norm of its domain; 0: they stay as they are.
     pub norm_pace: f32,
+    /// How far the statistics of a frame's view, behind the first convolution, may lie from those of a domain that it belongs to, in standard
+    /// deviations of a channel: further ones begin a domain of their own.
+    pub domain_distance_max: f64,
     /// Whether the classifier looks at each frame a second time, with its intensities stretched to full range, as the diffusion
     /// model sees it. The mean of the logits counts.
     pub stretched_view: bool,
@@ -249,6 +252,7 @@ impl AdaptConfig {
             ("anchor_pull_retreat", self.anchor_pull_retreat.to_string(), unit.contains(&self.anchor_pull_retreat), "0 to 1"),
             ("distance_max", self.distance_max.to_string(), self.distance_max > 0.0, "above 0"),
             ("norm_pace", self.norm_pace.to_string(), (0.0..=1.0).contains(&self.norm_pace), "0 to 1"),
+            ("domain_distance_max", self.domain_distance_max.to_string(), self.domain_distance_max > 0.0, "above 0"),
             (
                 "stretched_view",
                 self.stretched_view.to_string(),

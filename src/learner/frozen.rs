@@ -17,7 +17,7 @@ pub struct FrozenClassifier {
 
 #[derive(Debug)]
 enum FrozenModel {
-    Vit(FrozenVit),
+    Vit(Box<FrozenVit>),
     ResNet(Classifier),
 }
 
@@ -36,7 +36,7 @@ impl FrozenClassifier {
         let model = match config {
             ClassifierConfig::Vit(vit) => {
                 let model = InferenceVit::load(vit, &Parameters::frozen(tensors.clone()))?;
-                FrozenModel::Vit(FrozenVit { config: *vit, model, workspaces: Mutex::default() })
+                FrozenModel::Vit(Box::new(FrozenVit { config: *vit, model, workspaces: Mutex::default() }))
             }
             ClassifierConfig::ResNet(_) => FrozenModel::ResNet(Classifier::frozen(config, tensors.clone())?),
         };

@@ -45,6 +45,16 @@ impl ClassifierConfig {
         }
     }
 
+    /// `tensors`, with room for what is remembered of images where a file has none.
+    pub fn with_room(&self, mut tensors: Tensors) -> Result<Tensors, ParameterError> {
+        if let Self::ResNet(config) = self {
+            for (name, room) in ResNet::without_domains(config)? {
+                tensors.entry(name).or_insert(room);
+            }
+        }
+        Ok(tensors)
+    }
+
     /// Whether norms take statistics of images, so that an answer can depend on the other images of a window.
     pub fn has_batch_norm(&self) -> bool {
         matches!(self, Self::ResNet(_))

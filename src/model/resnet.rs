@@ -1,7 +1,8 @@
 //! A classifier of the other kind: a residual network (arXiv 1512.03385) with batch norm, three stages of basic blocks.
 //!
-//! It serves with the statistics of its training images, as constants; methods that adapt statistics ask for those of the
-//! batch, or for a mixture, which it can also absorb. Tokens are positions of the grid, (N, T, C), so that a convolution is [`kernels::unfold`] and a linear layer.
+//! It serves each image with the statistics of the images that were like it ([`Domain`]), at first those of its training images; methods
+//! that adapt statistics ask for those of the batch, or for a mixture, which it can also absorb. Tokens are positions of the grid,
+//! (N, T, C), so that a convolution is [`kernels::unfold`] and a linear layer.
 
 use super::blocks::{ImageShape, Linear};
 use super::parameters::{Initializer, ParameterError, Parameters, Tensors};
@@ -26,12 +27,67 @@ pub struct ResNetConfig {
 /// Where batch norm takes mean and variance from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum NormStatistics {
-    /// Those of the training images.
+    /// Those of each image's domain.
     Running,
     /// Those of the images at hand.
     Batch,
-    /// Those of the training images, moved the share `share` of their way to those of the images at hand; 0..=1.
+    /// Those of the domain that was seen last, moved the share `share` of their way to those of the images at hand; 0..=1.
     Mixed { share: f32 },
+}
+
+/// Domains that are remembered; of more, the one that was not seen for longest is forgotten.
+const DOMAINS_MAX: usize = 32;
+
+/// Images after which a domain's centre follows by a running mean.
+const CENTRE_MEMORY_IMAGES: f32 = 10.0;
+
+/// Added to a variance before its logarithm.
+const VARIANCE_MIN: f64 = 1e-4;
+
+/// Images that are like each other: what the first convolution makes of each has about the same mean and variance, by channel. Weather and
+/// light change those far more than what the image shows does. (UnMix-TNS, arXiv 2405.15328, keeps components apart in each norm;
+/// here the first one decides for all.)
+#[derive(Clone, Debug)]
+struct Domain {
+    /// Running mean of its images' [`descriptor`]s, (2 C).
+    centre: Vec<f32>,
+    /// Seen, up to [`CENTRE_MEMORY_IMAGES`].
+    images: f32,
+    /// By the name of the norm.
+    moments: BTreeMap<String, ChannelMoments>,
+}
+
+/// How far the moments of one image lie from those of the training images, in standard deviations and in their logarithm, (2 C).
+fn descriptor(image: &ChannelMoments, source: &ChannelMoments) -> Vec<f32> {
+    let pairs = |of: fn(&ChannelMoments) -> &[f32]| of(image).iter().zip(of(source)).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+    let variances = pairs(|moments| &moments.variance).map(|(image, source)| (image + VARIANCE_MIN, source + VARIANCE_MIN));
+    let means =
+        pairs(|moments| &moments.mean).zip(variances.clone()).map(|((image, source), (_, variance))| (image - source) / variance.sqrt());
+    means.chain(variances.map(|(image, source)| 0.5 * (image / source).ln())).map(|value| value as f32).collect()
+}
+
+/// Root of the mean squared difference.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let squares: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    (squares / a.len() as f64).sqrt()
+}
+
+/// Place and distance of the domain that is nearest to `descriptor`; the one seen later of equals.
+fn nearest(domains: &[Domain], descriptor: &[f32]) -> (usize, f64) {
+    let distances = domains.iter().map(|domain| distance(&domain.centre, descriptor)).enumerate();
+    distances.reduce(|best, next| if next.1 < best.1 { next } else { best }).expect("there is always a domain")
+}
+
+/// Takes the domain of an image out of `domains`: the nearest one, or a new one that starts as it where it is further than `distance_max`.
+fn recall(domains: &mut Vec<Domain>, descriptor: &[f32], distance_max: f64) -> Domain {
+    let (place, distance) = nearest(domains, descriptor);
+    if distance > distance_max {
+        return Domain { centre: descriptor.to_vec(), images: 1.0, moments: domains[place].moments.clone() };
+    }
+    let mut domain = domains.remove(place);
+    domain.images = (domain.images + 1.0).min(CENTRE_MEMORY_IMAGES);
+    domain.centre.iter_mut().zip(descriptor).for_each(|(centre, value)| *centre += (value - *centre) / domain.images);
+    domain
 }
 
 pub(super) const STAGES: usize = 3;
@@ -42,7 +98,8 @@ struct BatchNorm {
     /// (C)
     scale: Tensor,
     shift: Tensor,
-    running: ChannelMoments,
+    /// Of the training images.
+    source: ChannelMoments,
 }
 
 impl BatchNorm {
@@ -55,16 +112,11 @@ impl BatchNorm {
 
     fn load(parameters: &Parameters, name: &str, channels: usize) -> Result<Self, ParameterError> {
         let part = |part| parameters.get(&format!("{name}.{part}"), &[channels]);
-        let running = ChannelMoments { mean: part("running_mean")?.to_vec1()?, variance: part("running_variance")?.to_vec1()? };
-        Ok(Self { name: name.to_owned(), scale: part("scale")?, shift: part("shift")?, running })
+        let source = ChannelMoments { mean: part("running_mean")?.to_vec1()?, variance: part("running_variance")?.to_vec1()? };
+        Ok(Self { name: name.to_owned(), scale: part("scale")?, shift: part("shift")?, source })
     }
 
-    fn forward(&self, x: &Tensor, statistics: NormStatistics) -> candle_core::Result<Tensor> {
-        let moments = match statistics {
-            NormStatistics::Running => NormMoments::Given(&self.running),
-            NormStatistics::Batch => NormMoments::Batch,
-            NormStatistics::Mixed { share } => NormMoments::Mixed { given: &self.running, share },
-        };
+    fn forward(&self, x: &Tensor, moments: NormMoments<'_>) -> candle_core::Result<Tensor> {
         kernels::batch_norm(x, &self.scale, &self.shift, moments)
     }
 }
@@ -105,10 +157,6 @@ impl Block {
     fn convolutions(&self) -> impl Iterator<Item = &Convolution> {
         [&self.first, &self.second].into_iter().chain(&self.shortcut)
     }
-
-    fn convolutions_mut(&mut self) -> impl Iterator<Item = &mut Convolution> {
-        [&mut self.first, &mut self.second].into_iter().chain(&mut self.shortcut)
-    }
 }
 
 /// The classifier: images (N, C, H, W) in -1..=1 -> logits (N, K).
@@ -118,6 +166,8 @@ pub struct ResNet {
     stem: Convolution,
     blocks: Vec<Block>,
     head: Linear,
+    /// At least one; what was seen last comes first.
+    domains: Vec<Domain>,
 }
 
 /// Name, channels in and out, and stride of each block.
@@ -130,6 +180,15 @@ fn layout(config: &ResNetConfig) -> impl Iterator<Item = (String, usize, usize, 
             (format!("blocks.{stage}{block}"), if is_first { outputs / 2 } else { outputs }, outputs, if is_first { 2 } else { 1 })
         })
     })
+}
+
+/// Name and channels of each norm.
+fn norms(config: &ResNetConfig) -> impl Iterator<Item = (String, usize)> {
+    let of_block = |(name, _, channels, stride): (String, usize, usize, usize)| {
+        let parts: &[&str] = if stride > 1 { &["first", "second", "shortcut"] } else { &["first", "second"] };
+        parts.iter().map(move |part| (format!("{name}.{part}.norm"), channels)).collect::<Vec<_>>()
+    };
+    std::iter::once(("stem.norm".to_owned(), config.width)).chain(layout(config).flat_map(of_block))
 }
 
 impl ResNet {
@@ -145,6 +204,21 @@ impl ResNet {
             }
         }
         initializer.zero_linear("head", config.classes, config.width << (STAGES - 1))?;
+        let mut tensors = initializer.finish();
+        tensors.extend(Self::without_domains(config)?);
+        Ok(tensors)
+    }
+
+    /// Room for domains, as long as none is remembered.
+    pub fn without_domains(config: &ResNetConfig) -> Result<Tensors, ParameterError> {
+        let mut initializer = Initializer::new(0);
+        initializer.constant("domains.running_images", &[DOMAINS_MAX], 0.0)?;
+        initializer.constant("domains.running_centres", &[DOMAINS_MAX, 2 * config.width], 0.0)?;
+        for (norm, channels) in norms(config) {
+            for part in ["running_means", "running_variances"] {
+                initializer.constant(&format!("{norm}.{part}"), &[DOMAINS_MAX, channels], 0.0)?;
+            }
+        }
         Ok(initializer.finish())
     }
 
@@ -160,12 +234,36 @@ impl ResNet {
                 shortcut: (stride > 1).then(|| convolution("shortcut", inputs, stride)).transpose()?,
             })
         };
-        Ok(Self {
+        let mut model = Self {
             config: *config,
             stem: Convolution::load(parameters, "stem", config.image.channels, config.width, 2)?,
             blocks: layout(config).map(block).collect::<Result<_, ParameterError>>()?,
             head: Linear::load(parameters, "head", config.classes, config.width << (STAGES - 1))?,
-        })
+            domains: Vec::new(),
+        };
+        model.domains = model.remembered(parameters)?;
+        Ok(model)
+    }
+
+    /// The domains in `parameters`; that of the training images where there is none.
+    fn remembered(&self, parameters: &Parameters) -> Result<Vec<Domain>, ParameterError> {
+        let rows = |name: &str, width: usize| Ok::<_, ParameterError>(parameters.get(name, &[DOMAINS_MAX, width])?.to_vec2::<f32>()?);
+        let images = parameters.get("domains.running_images", &[DOMAINS_MAX])?.to_vec1::<f32>()?;
+        let centres = rows("domains.running_centres", 2 * self.config.width)?;
+        let seen = images.into_iter().zip(centres).take_while(|(images, _)| *images > 0.0);
+        let mut domains: Vec<Domain> = seen.map(|(images, centre)| Domain { centre, images, moments: BTreeMap::new() }).collect();
+        for norm in self.norms() {
+            let channels = norm.source.mean.len();
+            let [means, variances] = ["running_means", "running_variances"].map(|part| rows(&format!("{}.{part}", norm.name), channels));
+            for ((domain, mean), variance) in domains.iter_mut().zip(means?).zip(variances?) {
+                domain.moments.insert(norm.name.clone(), ChannelMoments { mean, variance });
+            }
+        }
+        if domains.is_empty() {
+            let moments = self.norms().map(|norm| (norm.name.clone(), norm.source.clone())).collect();
+            domains.push(Domain { centre: vec![0.0; 2 * self.config.width], images: 1.0, moments });
+        }
+        Ok(domains)
     }
 
     /// Logits (N, K) of features (N, D).
@@ -175,69 +273,96 @@ impl ResNet {
 
     /// What the head sees of images (N, C, H, W), given as one slice: the mean over positions, (N, D).
     pub fn features(&self, images: &[f32], statistics: NormStatistics) -> candle_core::Result<Tensor> {
-        self.pass(images, &mut |norm, x| norm.forward(x, statistics))
+        let last = &self.domains[0].moments;
+        match statistics {
+            NormStatistics::Batch => self.pass(images, &mut |norm, x| norm.forward(x, NormMoments::Batch)),
+            NormStatistics::Mixed { share } => {
+                self.pass(images, &mut |norm, x| norm.forward(x, NormMoments::Mixed { given: &last[&norm.name], share }))
+            }
+            NormStatistics::Running => {
+                let mut domains: Vec<&Domain> = Vec::new();
+                self.pass(images, &mut |norm, x| {
+                    if domains.is_empty() {
+                        let place = |image: &ChannelMoments| nearest(&self.domains, &descriptor(image, &norm.source)).0;
+                        domains = ChannelMoments::of_images(x)?.iter().map(|image| &self.domains[place(image)]).collect();
+                    }
+                    let moments: Vec<&ChannelMoments> = domains.iter().map(|domain| &domain.moments[&norm.name]).collect();
+                    norm.forward(x, NormMoments::Given(&moments))
+                })
+            }
+        }
     }
 
     /// Mean and variance of every norm on `images`, by the name of the parameter that holds them: what a network that was
     /// trained on batches serves with.
     pub fn statistics(&self, images: &[f32]) -> candle_core::Result<Tensors> {
         let mut all = Tensors::new();
-        for (name, ChannelMoments { mean, variance }) in self.moments(images, NormStatistics::Batch)? {
+        self.pass(images, &mut |norm, x| {
+            let ChannelMoments { mean, variance } = ChannelMoments::of(x)?;
             for (part, values) in [("running_mean", mean), ("running_variance", variance)] {
                 let channels = values.len();
-                all.insert(format!("{name}.{part}"), Tensor::from_vec(values, channels, &Device::Cpu)?);
+                all.insert(format!("{}.{part}", norm.name), Tensor::from_vec(values, channels, &Device::Cpu)?);
             }
-        }
-        Ok(all)
-    }
-
-    /// Moves the statistics that it serves with the share `share` of their way to those of `images`, each norm's as they
-    /// are when the norms before it take that mixture.
-    pub fn absorb(&mut self, images: &[f32], share: f32) -> candle_core::Result<()> {
-        let moments = self.moments(images, NormStatistics::Mixed { share })?;
-        for norm in self.norms_mut() {
-            norm.running = norm.running.moved(&moments[&norm.name], share);
-        }
-        Ok(())
-    }
-
-    /// Moves the statistics that it serves with the share `share` of their way to those of `tensors`, which has them by name.
-    pub fn approach(&mut self, tensors: &Tensors, share: f32) -> candle_core::Result<()> {
-        for norm in self.norms_mut() {
-            let values = |part: &str| match tensors.get(&format!("{}.{part}", norm.name)) {
-                Some(tensor) => tensor.to_vec1(),
-                None => candle_core::bail!("no {part} of {}", norm.name),
-            };
-            let moments = ChannelMoments { mean: values("running_mean")?, variance: values("running_variance")? };
-            norm.running = norm.running.moved(&moments, share);
-        }
-        Ok(())
-    }
-
-    /// The statistics that it serves with, by the names of their parameters.
-    pub fn running(&self) -> candle_core::Result<Tensors> {
-        let mut all = Tensors::new();
-        for Convolution { norm, .. } in std::iter::once(&self.stem).chain(self.blocks.iter().flat_map(Block::convolutions)) {
-            for (part, values) in [("running_mean", &norm.running.mean), ("running_variance", &norm.running.variance)] {
-                all.insert(format!("{}.{part}", norm.name), Tensor::from_slice(values, values.len(), &Device::Cpu)?);
-            }
-        }
-        Ok(all)
-    }
-
-    fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
-        let convolutions = std::iter::once(&mut self.stem).chain(self.blocks.iter_mut().flat_map(Block::convolutions_mut));
-        convolutions.map(|convolution| &mut convolution.norm)
-    }
-
-    /// Moments of what comes into each norm, by its name, in a pass with `statistics`.
-    fn moments(&self, images: &[f32], statistics: NormStatistics) -> candle_core::Result<BTreeMap<String, ChannelMoments>> {
-        let mut all = BTreeMap::new();
-        self.pass(images, &mut |norm, x| {
-            all.insert(norm.name.clone(), ChannelMoments::of(x)?);
-            norm.forward(x, statistics)
+            norm.forward(x, NormMoments::Batch)
         })?;
         Ok(all)
+    }
+
+    /// Moves the statistics of the domain that was seen last the share `share` of their way to those of `images`, each norm's as they
+    /// are when the norms before it take that mixture.
+    pub fn absorb(&mut self, images: &[f32], share: f32) -> candle_core::Result<()> {
+        let mut moments = self.domains[0].moments.clone();
+        self.pass(images, &mut |norm, x| {
+            let given = moments.get_mut(&norm.name).expect("a domain has moments of every norm");
+            let y = norm.forward(x, NormMoments::Mixed { given, share })?;
+            *given = given.moved(&ChannelMoments::of(x)?, share);
+            Ok(y)
+        })?;
+        self.domains[0].moments = moments;
+        Ok(())
+    }
+
+    /// Takes an image (C, H, W) into the statistics of its domain, with the share `share` of the whole, each norm's as they are when the
+    /// norms before it have. Where every domain is further from it than `distance_max`, a new one begins, with the statistics of
+    /// the nearest.
+    pub fn remember(&mut self, image: &[f32], share: f32, distance_max: f64) -> candle_core::Result<()> {
+        let (mut domains, mut of_image) = (std::mem::take(&mut self.domains), None);
+        let passed = self.pass(image, &mut |norm, x| {
+            let image = ChannelMoments::of(x)?;
+            let domain = of_image.get_or_insert_with(|| recall(&mut domains, &descriptor(&image, &norm.source), distance_max));
+            let moments = domain.moments.get_mut(&norm.name).expect("a domain has moments of every norm");
+            moments.take_in(&image, share);
+            norm.forward(x, NormMoments::Given(&[moments]))
+        });
+        domains.splice(0..0, of_image);
+        domains.truncate(DOMAINS_MAX);
+        self.domains = domains;
+        passed.map(drop)
+    }
+
+    /// The domains, by the names of their parameters.
+    pub fn domains(&self) -> candle_core::Result<Tensors> {
+        let mut all = Tensors::new();
+        let mut put = |name: String, of: &dyn Fn(&Domain) -> &[f32]| {
+            let mut values: Vec<f32> = self.domains.iter().flat_map(|domain| of(domain).iter().copied()).collect();
+            let width = values.len() / self.domains.len();
+            values.resize(DOMAINS_MAX * width, 0.0);
+            all.insert(name, Tensor::from_vec(values, (DOMAINS_MAX, width), &Device::Cpu)?);
+            Ok::<_, candle_core::Error>(())
+        };
+        put("domains.running_centres".to_owned(), &|domain| &domain.centre)?;
+        for BatchNorm { name, .. } in self.norms() {
+            put(format!("{name}.running_means"), &|domain| &domain.moments[name].mean)?;
+            put(format!("{name}.running_variances"), &|domain| &domain.moments[name].variance)?;
+        }
+        let mut images: Vec<f32> = self.domains.iter().map(|domain| domain.images).collect();
+        images.resize(DOMAINS_MAX, 0.0);
+        all.insert("domains.running_images".to_owned(), Tensor::from_vec(images, DOMAINS_MAX, &Device::Cpu)?);
+        Ok(all)
+    }
+
+    fn norms(&self) -> impl Iterator<Item = &BatchNorm> {
+        std::iter::once(&self.stem).chain(self.blocks.iter().flat_map(Block::convolutions)).map(|convolution| &convolution.norm)
     }
 
     fn pass(&self, images: &[f32], norm: &mut Normalize<'_>) -> candle_core::Result<Tensor> {
@@ -273,6 +398,7 @@ fn convolve(convolution: &Convolution, x: &Tensor, grid: &mut (usize, usize), no
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::parameters;
     use crate::noise::NoiseKey;
 
     const CONFIG: ResNetConfig = ResNetConfig { image: ImageShape { channels: 2, height: 9, width: 6 }, width: 3, blocks: 2, classes: 4 };
@@ -298,26 +424,82 @@ mod tests {
         }
     }
 
+    fn features(model: &ResNet, images: &[f32], statistics: NormStatistics) -> Vec<Vec<f32>> {
+        model.features(images, statistics).and_then(|y| y.to_vec2::<f32>()).expect("a pass")
+    }
+
     #[test]
     fn what_it_absorbs_it_serves_with() {
         let (weights, images) = (ResNet::initialize(&CONFIG, 1).expect("a model"), images(5));
-        let mut model = ResNet::load(&CONFIG, &Parameters::frozen(weights.clone())).expect("a model");
-        let features = |model: &ResNet, statistics| model.features(&images, statistics).and_then(|y| y.to_vec2::<f32>()).expect("a pass");
-        let [source, batch] = [NormStatistics::Running, NormStatistics::Batch].map(|statistics| features(&model, statistics));
-        assert_eq!(features(&model, NormStatistics::Mixed { share: 0.0 }), source);
-        let mixed = features(&model, NormStatistics::Mixed { share: 0.3 });
+        let mut model = ResNet::load(&CONFIG, &Parameters::frozen(weights)).expect("a model");
+        let [source, batch] = [NormStatistics::Running, NormStatistics::Batch].map(|statistics| features(&model, &images, statistics));
+        assert_eq!(features(&model, &images, NormStatistics::Mixed { share: 0.0 }), source);
+        let mixed = features(&model, &images, NormStatistics::Mixed { share: 0.3 });
         model.absorb(&images, 0.3).expect("a pass");
-        assert_eq!(features(&model, NormStatistics::Running), mixed);
+        assert_eq!(features(&model, &images, NormStatistics::Running), mixed);
         for _ in 0..60 {
             model.absorb(&images, 0.3).expect("a pass");
         }
         // What is left of the source is 0.7^60 of it.
-        for (absorbed, batch) in features(&model, NormStatistics::Running).iter().flatten().zip(batch.iter().flatten()) {
+        for (absorbed, batch) in features(&model, &images, NormStatistics::Running).iter().flatten().zip(batch.iter().flatten()) {
             assert!((absorbed - batch).abs() < 1e-4, "{absorbed} against {batch}");
         }
-        assert_eq!(model.running().expect("tensors").len(), weights.keys().filter(|name| name.contains(".running_")).count());
-        model.approach(&weights, 1.0).expect("the names are those of the parameters");
-        assert_eq!(features(&model, NormStatistics::Running), source);
+    }
+
+    /// An image of noise with this mean and standard deviation.
+    fn image_like(mean: f32, deviation: f32, seed: u64) -> Vec<f32> {
+        let mut image = vec![0f32; CONFIG.image.elements()];
+        NoiseKey::from_seed(seed, "image", 0).fill_normal(0, &mut image);
+        image.into_iter().map(|value| mean + deviation * value).collect()
+    }
+
+    #[test]
+    fn a_domain_that_comes_back_finds_the_statistics_that_it_left() {
+        const DISTANCE_MAX: f64 = 1.0;
+        let weights = ResNet::initialize(&CONFIG, 1).expect("a model");
+        let mut model = ResNet::load(&CONFIG, &Parameters::frozen(weights.clone())).expect("a model");
+        let (dim, bright) = (|seed| image_like(-1.0, 0.02, seed), |seed| image_like(0.5, 1.5, seed));
+        let source = features(&model, &dim(1), NormStatistics::Running);
+        (2..40).for_each(|seed| model.remember(&dim(seed), 0.1, DISTANCE_MAX).expect("a pass"));
+        let left = features(&model, &dim(1), NormStatistics::Running);
+        assert_ne!(left, source);
+        (40..80).for_each(|seed| model.remember(&bright(seed), 0.1, DISTANCE_MAX).expect("a pass"));
+        assert_eq!(features(&model, &dim(1), NormStatistics::Running), left, "other images have moved its statistics");
+        // Each image of a window has the statistics of its own domain.
+        let both = features(&model, &[dim(1), bright(1)].concat(), NormStatistics::Running);
+        assert_eq!(both, [left, features(&model, &bright(1), NormStatistics::Running)].concat());
+
+        let loaded: Tensors = weights.into_iter().chain(model.domains().expect("tensors")).collect();
+        let mut loaded = ResNet::load(&CONFIG, &Parameters::frozen(loaded)).expect("domains are parameters");
+        for model in [&mut model, &mut loaded] {
+            model.remember(&dim(90), 0.1, DISTANCE_MAX).expect("a pass");
+        }
+        assert!(parameters::are_equal(&model.domains().expect("tensors"), &loaded.domains().expect("tensors")).expect("values"));
+    }
+
+    #[test]
+    fn of_too_many_domains_the_one_not_seen_for_longest_is_forgotten() {
+        let weights = ResNet::initialize(&CONFIG, 1).expect("a model");
+        let mut model = ResNet::load(&CONFIG, &Parameters::frozen(weights)).expect("a model");
+        let kind = |kind: u16| image_like(f32::from(kind), 0.1, u64::from(kind));
+        let count = u16::try_from(DOMAINS_MAX).expect("few domains");
+        for seen in (1..=count).chain([1, count + 1]) {
+            model.remember(&kind(seen), 0.1, 1e-3).expect("a pass");
+        }
+        let stem = |image: &[f32]| {
+            let mut described = Vec::new();
+            let keep = &mut |norm: &BatchNorm, x: &Tensor| {
+                if norm.name == "stem.norm" {
+                    described = descriptor(&ChannelMoments::of(x)?, &norm.source);
+                }
+                Ok(x.clone())
+            };
+            model.pass(image, keep).expect("a pass");
+            described
+        };
+        let is_known = |seen| nearest(&model.domains, &stem(&kind(seen))).1 < 1e-3;
+        assert_eq!(model.domains.len(), DOMAINS_MAX);
+        assert!(is_known(1) && is_known(3) && is_known(count + 1) && !is_known(2));
     }
 
     #[test]

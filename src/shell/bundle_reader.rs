@@ -56,7 +56,7 @@ fn read(config: &BundleConfig) -> Result<Bundle, BundleReadError> {
         let tensors = parameters::read(&read(path)?);
         tensors.and_then(fit).map_err(|source| BundleReadError::Weights { path: path.to_owned(), source })
     };
-    let classifier = |tensors| checked(tensors, &classifier_config.initialize(SHAPE_SEED)?);
+    let classifier = |tensors| checked(classifier_config.with_room(tensors)?, &classifier_config.initialize(SHAPE_SEED)?);
     let diffusion =
         |tensors| checked(published::to_own_layout(tensors, &diffusion_config)?, &Dit::initialize(&diffusion_config, SHAPE_SEED)?);
     let canary = canary(&read(&files.canary)?, classifier_config.image(), labels.len());

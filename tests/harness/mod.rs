@@ -466,7 +466,8 @@ anchor_pull = 0.0
 anchor_pull_shut = 0.0
 anchor_pull_retreat = 0.5
 distance_max = 1000.0
-norm_pace = 0.1
+norm_pace = 0.05
+domain_distance_max = 0.35
 stretched_view = true
 [adapt.optimizer]
 kind = "sgd"

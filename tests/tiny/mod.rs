@@ -79,7 +79,8 @@ pub fn config() -> AdaptConfig {
         anchor_pull_shut: 0.1,
         anchor_pull_retreat: 0.5,
         distance_max: 10.0,
-        norm_pace: 0.1,
+        norm_pace: 0.05,
+        domain_distance_max: 0.35,
         stretched_view: true,
         optimizer: OptimizerConfig::ADAM_W,
         gate: GateConfig {
