@@ -9,6 +9,8 @@ use futures_util::StreamExt;
 use harness::{Broker, Daemon, Home, png, servers, until};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use undrift::shell::jetstream::ensure_streams;
+use undrift::wire::Subjects;
 
 const SETS: [&str; 2] = ["nats.mode=jetstream", "limits.stall_patience_ms=1000"];
 const PREDICTIONS: &str = "UNDRIFT_V1_PREDICTIONS";
@@ -17,6 +19,8 @@ const FRAMES: &str = "UNDRIFT_V1_FRAMES";
 const BEFORE_THE_FLIP: u64 = 10;
 /// Predictions that are on their way to the stream at once.
 const IN_FLIGHT: f64 = 64.0;
+/// Times that a stream is deleted.
+const DELETIONS: usize = 25;
 /// Notices of frames that cannot be used, after which the outbox has no room for the answer of another frame.
 const NOTICES: usize = 2100;
 
@@ -141,6 +145,29 @@ async fn a_stream_of_predictions_that_is_deleted_is_made_again() {
         context.delete_stream(PREDICTIONS).await.expect("streams can be deleted");
         publish(&context, png(1)).await;
         until("the next is stored", || async { stored().await.filter(|&stored| stored > 0) }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_made_while_the_broker_deletes_it_stores_what_comes() {
+    // Method: one client deletes a stream that has something to delete, another makes it as soon as it is missing.
+    for server in servers() {
+        let (_home, broker) = (Home::new(), Broker::start(&server).await);
+        let (ours, theirs) = (jetstream::new(broker.client().await), jetstream::new(broker.client().await));
+        let subjects = Subjects::new("undrift.v1").expect("a prefix");
+        for round in 0..DELETIONS {
+            ensure_streams(&ours, &subjects).await.expect("the streams can be made");
+            for _ in 0..10 {
+                let sent = ours.publish("undrift.v1.predictions.cam1", vec![0; 900_000].into()).await.expect("the connection is open");
+                sent.await.unwrap_or_else(|error| panic!("round {round}: the stream does not store: {error}"));
+            }
+            let remake = async {
+                while ours.get_stream(PREDICTIONS).await.is_ok() {}
+                ensure_streams(&ours, &subjects).await.expect("the streams can be made");
+            };
+            let (deleted, ()) = tokio::join!(theirs.delete_stream(PREDICTIONS), remake);
+            assert!(deleted.expect("streams can be deleted").success);
+        }
     }
 }
 

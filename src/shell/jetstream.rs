@@ -17,8 +17,9 @@ use super::telemetry;
 use crate::frame::{FrameMark, FrameSeq};
 use crate::wire::{EventRecord, Subjects};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, Stream};
-use async_nats::jetstream::{Context, Message};
+use async_nats::jetstream::{Context, ErrorCode, Message};
 use futures_util::StreamExt;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,9 @@ const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
 /// The broker forgets a consumer that nobody pulls from.
 const INACTIVE_THRESHOLD: Duration = Duration::from_secs(60);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(4);
+/// Before a missing stream is made. The broker may be deleting it: a stream that is made meanwhile loses its files to that, and
+/// stores nothing from then on ("error opening msg block file" in nats-server 2.9, no answer in 2.14).
+const DELETION_TIME: Duration = Duration::from_millis(200);
 
 /// How far the stream is read.
 #[derive(Clone, Copy, Debug)]
@@ -136,9 +140,23 @@ pub async fn ensure_streams(context: &Context, subjects: &Subjects) -> Result<St
         ..Config::default()
     };
     let predictions = config(predictions_stream(subjects), subjects.all_predictions(), PREDICTIONS_AGE_MAX);
-    context.get_or_create_stream(predictions).await.map_err(boxed)?;
+    ensure(context, predictions).await?;
     let frames = config(frames_stream(subjects), subjects.all_frames(), FRAMES_AGE_MAX);
-    context.get_or_create_stream(frames).await.map_err(boxed)
+    ensure(context, frames).await
+}
+
+async fn ensure(context: &Context, config: Config) -> Result<Stream, NatsError> {
+    match context.get_stream(&config.name).await {
+        Ok(stream) => return Ok(stream),
+        Err(error) if is_missing(&error) => {}
+        Err(error) => return Err(boxed(error)),
+    }
+    tokio::time::sleep(DELETION_TIME).await;
+    context.get_or_create_stream(config).await.map_err(boxed)
+}
+
+fn is_missing(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(answer) if answer.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// Name of the stream that answers are stored in.
