@@ -5,6 +5,9 @@ use crate::diffusion::stretch;
 use crate::state::Hearing;
 use serde::{Deserialize, Serialize};
 
+/// Field, value, whether it is in its range, and the range.
+type Check = (&'static str, String, bool, &'static str);
+
 /// Which weights answer a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,6 +87,21 @@ pub struct GateConfig {
     pub by_camera: bool,
 }
 
+impl GateConfig {
+    fn checks(&self) -> [Check; 7] {
+        let unit = 0.0..=1.0;
+        [
+            ("gate.consistency", self.consistency.to_string(), unit.contains(&self.consistency), "0 to 1"),
+            ("gate.home_entropy_max", self.home_entropy_max.to_string(), (0.0..=100.0).contains(&self.home_entropy_max), "0 to 100"),
+            ("gate.memory_frames", self.memory_frames.to_string(), self.memory_frames >= 1.0, "at least 1"),
+            ("gate.margin", self.margin.to_string(), (-1.0..=1.0).contains(&self.margin), "-1 to 1"),
+            ("gate.diversity_slack", self.diversity_slack.to_string(), unit.contains(&self.diversity_slack), "0 to 1"),
+            ("gate.tolerance", self.tolerance.to_string(), unit.contains(&self.tolerance), "0 to 1"),
+            ("gate.confidence_min", self.confidence_min.to_string(), unit.contains(&self.confidence_min), "0 to 1"),
+        ]
+    }
+}
+
 /// The rules of [`crate::guard`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,8 +131,7 @@ impl GuardConfig {
         canary_evidence_max: f64::MAX,
     };
 
-    /// Field, value, whether it is in its range, and the range.
-    fn checks(&self) -> [(&'static str, String, bool, &'static str); 6] {
+    fn checks(&self) -> [Check; 6] {
         let Self { repeats_max, camera_share_max, canary_every_windows, canary_images, canary_tolerance, canary_evidence_max } = *self;
         let (share, every, images) = (1.0..=f64::MAX, 1..=1_000_000, 1..=1024);
         [
@@ -140,6 +157,18 @@ pub struct ConditionConfig {
     pub accumulation_steps: u32,
     /// The same draws in every step, or fresh ones.
     pub same_noise: bool,
+}
+
+impl ConditionConfig {
+    fn checks(&self) -> [Check; 3] {
+        let Self { steps_per_window, draws_per_step, accumulation_steps, same_noise: _ } = *self;
+        let (steps, passes) = (1..=1000, 1..=1024);
+        [
+            ("condition.steps_per_window", steps_per_window.to_string(), steps.contains(&steps_per_window), "1 to 1000"),
+            ("condition.draws_per_step", draws_per_step.to_string(), passes.contains(&draws_per_step), "1 to 1024"),
+            ("condition.accumulation_steps", accumulation_steps.to_string(), passes.contains(&accumulation_steps), "1 to 1024"),
+        ]
+    }
 }
 
 /// Adaptation.
@@ -259,39 +288,15 @@ impl AdaptConfig {
                 !(self.stretched_view && self.objective == ObjectiveKind::Condition),
                 "false with objective = \"condition\", which learns from the frame as it was taken",
             ),
-            ("gate.consistency", self.gate.consistency.to_string(), unit.contains(&self.gate.consistency), "0 to 1"),
-            (
-                "gate.home_entropy_max",
-                self.gate.home_entropy_max.to_string(),
-                (0.0..=100.0).contains(&self.gate.home_entropy_max),
-                "0 to 100",
-            ),
-            ("gate.memory_frames", self.gate.memory_frames.to_string(), self.gate.memory_frames >= 1.0, "at least 1"),
-            ("gate.margin", self.gate.margin.to_string(), (-1.0..=1.0).contains(&self.gate.margin), "-1 to 1"),
-            ("gate.diversity_slack", self.gate.diversity_slack.to_string(), unit.contains(&self.gate.diversity_slack), "0 to 1"),
-            ("gate.tolerance", self.gate.tolerance.to_string(), unit.contains(&self.gate.tolerance), "0 to 1"),
-            ("gate.confidence_min", self.gate.confidence_min.to_string(), unit.contains(&self.gate.confidence_min), "0 to 1"),
-            (
-                "condition.steps_per_window",
-                self.condition.steps_per_window.to_string(),
-                (1..=1000).contains(&self.condition.steps_per_window),
-                "1 to 1000",
-            ),
-            (
-                "condition.draws_per_step",
-                self.condition.draws_per_step.to_string(),
-                (1..=1024).contains(&self.condition.draws_per_step),
-                "1 to 1024",
-            ),
-            (
-                "condition.accumulation_steps",
-                self.condition.accumulation_steps.to_string(),
-                (1..=1024).contains(&self.condition.accumulation_steps),
-                "1 to 1024",
-            ),
         ];
         self.check_optimizer()?;
-        match checks.into_iter().chain(self.guard.checks()).find(|(_, _, is_in_range, _)| !is_in_range) {
+        match checks
+            .into_iter()
+            .chain(self.gate.checks())
+            .chain(self.guard.checks())
+            .chain(self.condition.checks())
+            .find(|(_, _, is_in_range, _)| !is_in_range)
+        {
             Some((field, value, _, range)) => Err(AdaptRangeError { field, value, range }),
             None => Ok(()),
         }
