@@ -138,7 +138,6 @@ fn continual_frames_are_drawn_as_the_published_figures_need_them() {
 fn domains_come_in_order_and_in_equal_shares() {
     // Goal: a domain's accuracy is over its share of the frames. Method: stretches of the streams that go from domain to domain.
     let held_out = |of: &[HeldOut]| std::iter::once("clean").chain(of.iter().map(|one| one.name())).collect::<Vec<_>>();
-    let (first, again) = HeldOut::FIRST_AND_AGAIN;
     let standard = names(Corruption::STANDARD);
     let [a, b, c, d] = ["speckle_noise", "gaussian_blur", "spatter", "saturate"];
     let sets: [&[&str]; 16] = [
@@ -169,8 +168,9 @@ fn domains_come_in_order_and_in_equal_shares() {
         (Stream::Separate, names(&Corruption::ALL)),
         (Stream::Extra, names(Corruption::EXTRA)),
         (Stream::ExtraSets, sets.iter().map(String::as_str).collect()),
-        (Stream::HeldOut, held_out(first)),
-        (Stream::HeldOutAgain, held_out(again)),
+        (Stream::HeldOut, held_out(HeldOut::FIRST)),
+        (Stream::HeldOutAgain, held_out(HeldOut::AGAIN)),
+        (Stream::HeldOutThird, held_out(HeldOut::THIRD)),
     ];
     for (stream, expected) in cases {
         let plan = plan(stream, 5003);
@@ -379,9 +379,23 @@ fn held_out_corruptions_show_and_leave_the_image_recognisable() {
 }
 
 #[test]
+fn held_out_corruptions_take_images_of_any_size() {
+    // Goal: no size makes them panic. Method: a single pixel, wide, high and odd images, grey and RGB; twice the same bytes.
+    println!("seed {SEED}");
+    for (channels, height, width) in [(1, 1, 1), (3, 1, 1), (1, 1, 40), (1, 40, 1), (3, 7, 50), (1, 61, 17)] {
+        let clean = Image::new(channels, height, width, (0..=255).cycle().take(channels * height * width).collect());
+        for held_out in HeldOut::ALL {
+            let corrupted = held_out.apply(&clean, &mut Draws::new(SEED, 0));
+            assert_eq!((corrupted.channels(), corrupted.height(), corrupted.width()), (channels, height, width), "{}", held_out.name());
+            assert!(corrupted == held_out.apply(&clean, &mut Draws::new(SEED, 0)), "{}", held_out.name());
+        }
+    }
+}
+
+#[test]
 fn each_name_stands_for_one_stream() {
     // Goal: no stream hides another. Method: every name is read back, and all differ.
     let streams = Stream::value_variants();
     streams.iter().for_each(|&stream| assert_eq!(Stream::from_str(stream.name(), false), Ok(stream)));
-    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 15 + 19 + 12);
+    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 16 + 19 + 18);
 }

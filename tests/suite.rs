@@ -171,7 +171,9 @@ fn suites_name_each_cell_once_and_hold_what_they_promise() {
         let cells: Vec<Cell> = suite.blocks().iter().flat_map(|block| block.cells(&models, &seeds)).collect();
         let names: std::collections::BTreeSet<String> = cells.iter().map(Cell::name).collect();
         assert_eq!(names.len(), cells.len());
-        assert_eq!(cells.iter().any(|cell| cell.scenario.stream == Stream::HeldOut), suite == Suite::Full);
+        for stream in [Stream::HeldOut, Stream::HeldOutAgain, Stream::HeldOutThird] {
+            assert_eq!(cells.iter().any(|cell| cell.scenario.stream == stream), suite == Suite::Full, "{}", stream.name());
+        }
         let slow = [Method::Cotta, Method::Memo, Method::DiffusionTta];
         assert!(cells.iter().all(|cell| !slow.contains(&cell.method) || cell.scenario.frames <= 1500));
     }

@@ -1,10 +1,10 @@
-//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; and six more, invented later.
+//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; twelve more came later.
 //!
 //! They stand for the unknown: nothing may be chosen by how it does on them, and their constants stay as they are. Lengths are shares of
 //! the image's side, so that the strength is that of the picture, not of its pixels.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
-use super::held_out_again;
+use super::{held_out_again, held_out_third};
 use crate::frame::Image;
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster, floor, real, signed};
@@ -62,10 +62,22 @@ pub enum HeldOut {
     LostPackets,
     /// Lines that begin too early or too late, each by itself
     LineJitter,
+    /// A lens of a wide angle, which swells the middle and presses the edges together
+    WideAngle,
+    /// The hard shadow of a wall over one side of the image
+    CastShadow,
+    /// A fence before the lens
+    WireMesh,
+    /// A buffer that is read while it is written: a part of this frame above a part of the one before
+    TornFrame,
+    /// The time, which the camera writes into a corner of the image
+    BurntInClock,
+    /// Slanting waves, from a motor or a radio near the cable
+    Interference,
 }
 
 impl HeldOut {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 18] = [
         Self::Vignetting,
         Self::Banding,
         Self::DeadColumns,
@@ -78,10 +90,22 @@ impl HeldOut {
         Self::Obstruction,
         Self::LostPackets,
         Self::LineJitter,
+        Self::WideAngle,
+        Self::CastShadow,
+        Self::WireMesh,
+        Self::TornFrame,
+        Self::BurntInClock,
+        Self::Interference,
     ];
 
-    /// Those that were there before anything was chosen, and those that were invented when the first had been used.
-    pub const FIRST_AND_AGAIN: (&'static [Self], &'static [Self]) = Self::ALL.split_at(6);
+    /// Those that were there before anything was chosen.
+    pub const FIRST: &'static [Self] = Self::ALL.split_at(6).0;
+
+    /// Those that were invented when the first had been used.
+    pub const AGAIN: &'static [Self] = Self::ALL.split_at(6).1.split_at(6).0;
+
+    /// Those that were invented when the second had been looked at.
+    pub const THIRD: &'static [Self] = Self::ALL.split_at(12).1;
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -97,6 +121,12 @@ impl HeldOut {
             Self::Obstruction => "obstruction",
             Self::LostPackets => "lost_packets",
             Self::LineJitter => "line_jitter",
+            Self::WideAngle => "wide_angle",
+            Self::CastShadow => "cast_shadow",
+            Self::WireMesh => "wire_mesh",
+            Self::TornFrame => "torn_frame",
+            Self::BurntInClock => "burnt_in_clock",
+            Self::Interference => "interference",
         }
     }
 
@@ -116,6 +146,12 @@ impl HeldOut {
             Self::Obstruction => held_out_again::obstruction(&clean, draws),
             Self::LostPackets => held_out_again::lost_packets(&clean, draws),
             Self::LineJitter => held_out_again::line_jitter(&clean, draws),
+            Self::WideAngle => held_out_third::wide_angle(&clean),
+            Self::CastShadow => held_out_third::cast_shadow(&clean, draws),
+            Self::WireMesh => held_out_third::wire_mesh(&clean, draws),
+            Self::TornFrame => held_out_third::torn_frame(&clean, draws),
+            Self::BurntInClock => held_out_third::burnt_in_clock(&clean, draws),
+            Self::Interference => held_out_third::interference(&clean, draws),
         };
         corrupted.to_image()
     }

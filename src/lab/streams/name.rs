@@ -24,6 +24,7 @@ pub enum Stream {
     ExtraSets,
     HeldOut,
     HeldOutAgain,
+    HeldOutThird,
     /// One of the 19 from the first frame to the last.
     OfCorruption(Corruption),
     /// One of the held-out corruptions from the first frame to the last.
@@ -37,7 +38,7 @@ static ALL: LazyLock<Vec<Stream>> = LazyLock::new(|| {
 
 impl Stream {
     /// All but the streams of one corruption.
-    pub const NAMED: [Self; 15] = [
+    pub const NAMED: [Self; 16] = [
         Self::Clean,
         Self::Continual,
         Self::Separate,
@@ -53,6 +54,7 @@ impl Stream {
         Self::ExtraSets,
         Self::HeldOut,
         Self::HeldOutAgain,
+        Self::HeldOutThird,
     ];
 
     pub fn name(self) -> &'static str {
@@ -72,6 +74,7 @@ impl Stream {
             Self::ExtraSets => "extra-sets",
             Self::HeldOut => "held-out",
             Self::HeldOutAgain => "held-out-again",
+            Self::HeldOutThird => "held-out-third",
             Self::OfCorruption(corruption) => corruption.name(),
             Self::OfHeldOut(held_out) => held_out.name(),
         }
@@ -97,6 +100,7 @@ impl Stream {
             Self::HeldOutAgain => {
                 "Six others, invented when the first had been used, as hard for the source as the 19; never for choosing either"
             }
+            Self::HeldOutThird => "Six others, invented when the second had been looked at, as hard as those; never for choosing either",
             Self::OfCorruption(_) | Self::OfHeldOut(_) => "This corruption only",
         }
     }

@@ -93,8 +93,9 @@ fn segments(stream: Stream, request: &Request<'_>, draws: &mut Draws) -> Result<
         }
         Stream::Extra => order::corruptions(Corruption::EXTRA, frames, severity),
         Stream::ExtraSets => order::sets(Corruption::EXTRA, frames, severity),
-        Stream::HeldOut => order::held_out(HeldOut::FIRST_AND_AGAIN.0, frames),
-        Stream::HeldOutAgain => order::held_out(HeldOut::FIRST_AND_AGAIN.1, frames),
+        Stream::HeldOut => order::held_out(HeldOut::FIRST, frames),
+        Stream::HeldOutAgain => order::held_out(HeldOut::AGAIN, frames),
+        Stream::HeldOutThird => order::held_out(HeldOut::THIRD, frames),
         Stream::Separate => order::separate(frames, severity),
         Stream::Gradual => order::gradual(frames, severity),
         Stream::Mixed => order::mixed(frames, severity, draws),

@@ -84,6 +84,7 @@ impl Figures {
                     Section::HeldOut => {
                         figures.corruptions.extend(of_model.corruptions(Stream::HeldOut));
                         figures.corruptions.extend(of_model.corruptions(Stream::HeldOutAgain));
+                        figures.corruptions.extend(of_model.corruptions(Stream::HeldOutThird));
                     }
                     Section::Long => {
                         figures.estimates.extend(of_model.estimates());
