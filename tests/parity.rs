@@ -230,6 +230,7 @@ fn config((_, optimizer, learning_rate): (&str, OptimizerConfig, f32), steps: u3
         anchor_pull_retreat: 0.0,
         distance_max: f64::INFINITY,
         norm_pace: 0.0,
+        norm_own_share: 0.0,
         domain_distance_max: 0.35,
         stretched_view: false,
         optimizer,

@@ -64,6 +64,7 @@ anchor_pull_shut = 0.01
 anchor_pull_retreat = 0.5
 distance_max = 0.5
 norm_pace = 0.05
+norm_own_share = 0.2
 domain_distance_max = 0.35
 stretched_view = true
 optimizer = { kind = "sgd", momentum = 0.9 }

@@ -1,8 +1,9 @@
 //! Batch norm over the tokens of all images, with the statistics of the batch, with given ones, which may differ from image to image, or
-//! between them.
+//! between given ones and those of the batch or of each image.
 
 use super::slices::{tensor, values, with_values};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::slice::ChunksExact;
 
 /// Added to the variance (PyTorch, `nn.BatchNorm2d`).
 const NORM_EPS: f64 = 1e-5;
@@ -46,43 +47,48 @@ impl ChannelMoments {
 /// Which moments a norm takes.
 #[derive(Clone, Copy, Debug)]
 pub enum NormMoments<'a> {
-    /// One for each image, or one for all.
-    Given(&'a [&'a ChannelMoments]),
     /// Those of `x`; the gradient goes through them.
     Batch,
-    /// Given ones, moved the share `share` of their way to those of `x`; the gradient goes through that share.
-    Mixed { given: &'a ChannelMoments, share: f32 },
+    /// Given ones, one for each image or one for all, moved the share `share` of their way to those of that image, or of all; the
+    /// gradient goes through that share.
+    Mixed { given: &'a [&'a ChannelMoments], share: f32 },
 }
 
 /// y (N, T, C) = (x - mean) / sqrt(variance + eps) * scale + shift; `scale` and `shift` are (C).
 pub fn batch_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, moments: NormMoments<'_>) -> Result<Tensor> {
-    let op = match moments {
-        NormMoments::Given(given) => BatchNorm { given: given.iter().map(|&moments| moments.clone()).collect(), share: 0.0 },
-        NormMoments::Batch => BatchNorm { given: Vec::new(), share: 1.0 },
-        NormMoments::Mixed { given, share } => BatchNorm { given: vec![given.clone()], share },
+    let (given, share) = match moments {
+        NormMoments::Batch => (&[][..], 1.0),
+        NormMoments::Mixed { given, share } => (given, share),
     };
-    x.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, op)
+    let given = given.iter().map(|&moments| moments.clone()).collect();
+    x.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, BatchNorm { given, share })
 }
 
 struct BatchNorm {
     /// One for each image, or one for all, or none.
     given: Vec<ChannelMoments>,
-    /// Of the batch's own moments, 0..=1; 1 without given ones, 0 with one for each image.
+    /// Of the images' own moments, 0..=1; 1 without given ones.
     share: f32,
 }
 
 /// Two passes, with sums in f64 in the order of the rows.
 fn moments(x: &[f32], channels: usize) -> ChannelMoments {
+    let mean = means(x, channels, |_, value| f64::from(value));
+    let variance = means(x, channels, |c, value| (f64::from(value) - mean[c]).powi(2));
+    let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
+    ChannelMoments { mean: narrow(&mean), variance: narrow(&variance) }
+}
+
+/// Mean of a term over the rows, by channel.
+fn means(x: &[f32], channels: usize, term: impl Fn(usize, f32) -> f64) -> Vec<f64> {
+    let mut sums = vec![0f64; channels];
+    for row in x.chunks_exact(channels) {
+        for (c, (sum, &value)) in sums.iter_mut().zip(row).enumerate() {
+            *sum += term(c, value);
+        }
+    }
     let count = (x.len() / channels) as f64;
-    let sums = |term: &dyn Fn(usize, f32) -> f64| {
-        let mut sums = vec![0f64; channels];
-        x.chunks_exact(channels).for_each(|row| row.iter().enumerate().for_each(|(c, &value)| sums[c] += term(c, value)));
-        sums.into_iter().map(|sum| sum / count).collect::<Vec<f64>>()
-    };
-    let mean = sums(&|_, value| f64::from(value));
-    let variance = sums(&|c, value| (f64::from(value) - mean[c]).powi(2));
-    let narrow = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
-    ChannelMoments { mean: narrow(mean), variance: narrow(variance) }
+    sums.into_iter().map(|sum| sum / count).collect()
 }
 
 /// 1 / sqrt(variance + eps)
@@ -91,15 +97,22 @@ fn reciprocals(variance: &[f32]) -> Vec<f32> {
 }
 
 impl BatchNorm {
-    /// The moments that images of `x` are normalised by, one for each or one for all, and those of `x` where they have a share.
-    fn moments(&self, x: &[f32], channels: usize) -> (Vec<ChannelMoments>, Option<ChannelMoments>) {
-        let own = (self.share > 0.0).then(|| moments(x, channels));
-        let taken = match (&*self.given, &own) {
-            (given, None) => given.to_vec(),
-            ([], Some(own)) => vec![own.clone()],
-            (given, Some(own)) => given.iter().map(|given| given.moved(own, self.share)).collect(),
+    /// What is normalised together of `x` (N, T, C): each image, or all.
+    fn groups<'a>(&self, x: &'a [f32], images: usize) -> ChunksExact<'a, f32> {
+        x.chunks_exact(if self.given.len() > 1 { x.len() / images } else { x.len() })
+    }
+
+    /// The moments that each group of `x` is normalised by, and its own where they have a share.
+    fn moments(&self, x: &[f32], images: usize, channels: usize) -> Vec<(ChannelMoments, Option<ChannelMoments>)> {
+        let of_group = |(i, x): (usize, &[f32])| {
+            let own = (self.share > 0.0).then(|| moments(x, channels));
+            let taken = match (self.given.get(i), &own) {
+                (Some(given), Some(own)) => given.moved(own, self.share),
+                (given, own) => given.or(own.as_ref()).expect("without given moments a group has its own").clone(),
+            };
+            (taken, own)
         };
-        (taken, own)
+        self.groups(x, images).enumerate().map(of_group).collect()
     }
 }
 
@@ -117,36 +130,32 @@ impl CustomOp3 for BatchNorm {
         shift: &CpuStorage,
         shift_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (n, t, c) = x_layout.shape().dims3()?;
+        let (n, _, c) = x_layout.shape().dims3()?;
         let (x, scale, shift) = (values(x, x_layout)?, values(scale, scale_layout)?, values(shift, shift_layout)?);
-        let (taken, _) = self.moments(x, c);
-        if taken.len() != 1 && taken.len() != n {
-            bail!("{} moments for {n} images", taken.len());
+        if self.given.len() > 1 && self.given.len() != n {
+            bail!("{} moments for {n} images", self.given.len());
         }
-        for ChannelMoments { mean, variance } in &taken {
-            if [scale.len(), shift.len(), mean.len(), variance.len()] != [c; 4] {
-                bail!("scale {}, shift {}, mean {}, variance {} for {c} channels", scale.len(), shift.len(), mean.len(), variance.len());
+        for ChannelMoments { mean, variance } in &self.given {
+            if [mean.len(), variance.len()] != [c; 2] {
+                bail!("mean {}, variance {} for {c} channels", mean.len(), variance.len());
             }
         }
-        let line = |ChannelMoments { mean, variance }: &ChannelMoments| {
-            let factor: Vec<f32> = reciprocals(variance).iter().zip(scale).map(|(r, scale)| r * scale).collect();
-            let offset: Vec<f32> = (0..c).map(|i| shift[i] - mean[i] * factor[i]).collect();
-            (factor, offset)
-        };
-        let lines: Vec<(Vec<f32>, Vec<f32>)> = taken.iter().map(line).collect();
-        let mut y = x.to_vec();
-        for (image, (factor, offset)) in y.chunks_exact_mut(t * c).zip(lines.iter().cycle()) {
-            for row in image.chunks_exact_mut(c) {
-                for ((y, &factor), &offset) in row.iter_mut().zip(factor).zip(offset) {
-                    *y = y.mul_add(factor, offset);
-                }
+        if [scale.len(), shift.len()] != [c; 2] {
+            bail!("scale {}, shift {} for {c} channels", scale.len(), shift.len());
+        }
+        let mut y = Vec::with_capacity(x.len());
+        for (x, (ChannelMoments { mean, variance }, _)) in self.groups(x, n).zip(self.moments(x, n, c)) {
+            let factors: Vec<f32> = reciprocals(&variance).iter().zip(scale).map(|(r, scale)| r * scale).collect();
+            let offsets: Vec<f32> = (0..c).map(|i| shift[i] - mean[i] * factors[i]).collect();
+            for row in x.chunks_exact(c) {
+                y.extend(row.iter().zip(&factors).zip(&offsets).map(|((x, &factor), &offset)| x.mul_add(factor, offset)));
             }
         }
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
-    /// With x^ = (x - mean) r: dshift = sum g, dscale = sum g x^, dx = r scale g, and with the share a of the batch's own
-    /// moments, of mean m, dx = r scale (g - a mean(g) - a (x - m) r mean(g x^)).
+    /// With x^ = (x - mean) r: dshift = sum g, dscale = sum g x^, dx = r scale g, and with the share a of the group's own
+    /// moments, of mean m, dx = r scale (g - a mean(g) - a (x - m) r mean(g x^)), means over the group.
     fn bwd(
         &self,
         x: &Tensor,
@@ -155,35 +164,34 @@ impl CustomOp3 for BatchNorm {
         _y: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (_, t, c) = x.dims3()?;
-        let count = (x.elem_count() / c) as f32;
-        let (mut dscale, mut dshift) = (vec![0f32; c], vec![0f32; c]);
-        let dx = with_values(x, |x| {
+        let (n, _, c) = x.dims3()?;
+        let (mut dscale, mut dshift, mut dx) = (vec![0f32; c], vec![0f32; c], Vec::with_capacity(x.elem_count()));
+        let scale = scale.to_vec1::<f32>()?;
+        with_values(x, |x| {
             with_values(gradient, |g| {
-                let (taken, own) = self.moments(x, c);
-                let taken: Vec<(&[f32], Vec<f32>)> = taken.iter().map(|taken| (&*taken.mean, reciprocals(&taken.variance))).collect();
-                for ((x, g), (mean, reciprocal)) in x.chunks_exact(t * c).zip(g.chunks_exact(t * c)).zip(taken.iter().cycle()) {
-                    for (x, g) in x.chunks_exact(c).zip(g.chunks_exact(c)) {
+                for ((x, g), (taken, own)) in self.groups(x, n).zip(self.groups(g, n)).zip(self.moments(x, n, c)) {
+                    let (mean, reciprocal) = (&taken.mean, reciprocals(&taken.variance));
+                    let (mut by_scale, mut by_shift) = (vec![0f32; c], vec![0f32; c]);
+                    let rows = || x.chunks_exact(c).zip(g.chunks_exact(c));
+                    for (x, g) in rows() {
                         for i in 0..c {
-                            dshift[i] += g[i];
-                            dscale[i] += g[i] * ((x[i] - mean[i]) * reciprocal[i]);
+                            by_shift[i] += g[i];
+                            by_scale[i] += g[i] * ((x[i] - mean[i]) * reciprocal[i]);
                         }
+                    }
+                    let (share, own_mean) = (self.share / (x.len() / c) as f32, own.as_ref().map_or(mean, |own| &own.mean));
+                    for (x, g) in rows() {
+                        dx.extend((0..c).map(|i| {
+                            let normal = (x[i] - own_mean[i]) * reciprocal[i];
+                            reciprocal[i] * scale[i] * (g[i] - share * (by_shift[i] + normal * by_scale[i]))
+                        }));
+                    }
+                    for i in 0..c {
+                        dscale[i] += by_scale[i];
+                        dshift[i] += by_shift[i];
                     }
                 }
-                let share = self.share / count;
-                with_values(scale, |scale| {
-                    let mut dx = g.to_vec();
-                    for ((dx, x), (mean, reciprocal)) in dx.chunks_exact_mut(t * c).zip(x.chunks_exact(t * c)).zip(taken.iter().cycle()) {
-                        let own_mean = own.as_ref().map_or(*mean, |own| &own.mean);
-                        for (dx, x) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                            for i in 0..c {
-                                let normal = (x[i] - own_mean[i]) * reciprocal[i];
-                                dx[i] = reciprocal[i] * scale[i] * (dx[i] - share * (dshift[i] + normal * dscale[i]));
-                            }
-                        }
-                    }
-                    Ok(dx)
-                })
+                Ok(())
             })
         })?;
         let of_channel = Shape::from(c);

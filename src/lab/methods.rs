@@ -310,6 +310,7 @@ pub fn published(config: &AdaptConfig) -> AdaptConfig {
         anchor_pull_shut: 0.0,
         distance_max: f64::MAX,
         norm_pace: 0.0,
+        norm_own_share: 0.0,
         stretched_view: false,
         optimizer: OptimizerConfig::Sgd { momentum: 0.9 },
         guard: GuardConfig::OPEN,

@@ -240,12 +240,12 @@ impl Adapter {
 
     /// Takes the window into the statistics of batch norm, frame by frame and view by view.
     fn follow(&mut self, frames: &[WindowFrame]) -> Result<(), AdaptError> {
-        let AdaptConfig { norm_pace, domain_distance_max, .. } = self.config;
+        let AdaptConfig { norm_pace, norm_own_share, domain_distance_max, .. } = self.config;
         if norm_pace == 0.0 || !self.classifier.has_batch_norm() {
             return Ok(());
         }
         let views: Vec<f32> = frames.iter().flat_map(|frame| &frame.views).copied().collect();
-        self.classifier.remember(&views, norm_pace, domain_distance_max)?;
+        self.classifier.remember(&views, norm_pace, norm_own_share, domain_distance_max)?;
         self.version = WeightsVersion(self.version.0 + 1);
         Ok(())
     }

@@ -143,9 +143,9 @@ impl Classifier {
 
     /// Takes images (N, C, H, W), one after the other, into the statistics of the domains that they belong to ([`ResNet::remember`]);
     /// nothing to a model without batch norm.
-    pub fn remember(&mut self, images: &[f32], share: f32, distance_max: f64) -> candle_core::Result<()> {
+    pub fn remember(&mut self, images: &[f32], share: f32, own_share: f32, distance_max: f64) -> candle_core::Result<()> {
         if let Model::ResNet(model) = &mut self.model {
-            images.chunks_exact(self.image_elements).try_for_each(|image| model.remember(image, share, distance_max))?;
+            images.chunks_exact(self.image_elements).try_for_each(|image| model.remember(image, share, own_share, distance_max))?;
             self.parameters.replace(model.domains()?);
         }
         Ok(())

@@ -208,6 +208,8 @@ pub struct AdaptConfig {
     pub distance_max: f64,
     /// Share that each view of a frame has in the statistics of batch norm of its domain; 0: they stay as they are.
     pub norm_pace: f32,
+    /// Share of a view's own statistics in those that batch norm takes for it, beside its domain's, 0..=1.
+    pub norm_own_share: f32,
     /// How far the statistics of a frame's view, behind the first convolution, may lie from those of a domain that it belongs to, in standard
     /// deviations of a channel: further ones begin a domain of their own.
     pub domain_distance_max: f64,
@@ -281,6 +283,7 @@ impl AdaptConfig {
             ("anchor_pull_retreat", self.anchor_pull_retreat.to_string(), unit.contains(&self.anchor_pull_retreat), "0 to 1"),
             ("distance_max", self.distance_max.to_string(), self.distance_max > 0.0, "above 0"),
             ("norm_pace", self.norm_pace.to_string(), (0.0..=1.0).contains(&self.norm_pace), "0 to 1"),
+            ("norm_own_share", self.norm_own_share.to_string(), unit.contains(&f64::from(self.norm_own_share)), "0 to 1"),
             ("domain_distance_max", self.domain_distance_max.to_string(), self.domain_distance_max > 0.0, "above 0"),
             (
                 "stretched_view",

@@ -27,7 +27,7 @@ pub struct ResNetConfig {
 /// Where batch norm takes mean and variance from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum NormStatistics {
-    /// Those of each image's domain.
+    /// Those of each image's domain, moved a share of their way to those of the image by itself ([`ResNet::remember`]).
     Running,
     /// Those of the images at hand.
     Batch,
@@ -40,6 +40,9 @@ const DOMAINS_MAX: usize = 32;
 
 /// Images after which a domain's centre follows by a running mean.
 const CENTRE_MEMORY_IMAGES: f32 = 10.0;
+
+/// Name of [`ResNet::own_share`].
+const OWN_SHARE: &str = "domains.running_own_share";
 
 /// Added to a variance before its logarithm.
 const VARIANCE_MIN: f64 = 1e-4;
@@ -168,6 +171,8 @@ pub struct ResNet {
     head: Linear,
     /// At least one; what was seen last comes first.
     domains: Vec<Domain>,
+    /// Of an image in the statistics that it is normalised by, beside its domain's.
+    own_share: f32,
 }
 
 /// Name, channels in and out, and stride of each block.
@@ -212,6 +217,7 @@ impl ResNet {
     /// Room for domains, as long as none is remembered.
     pub fn without_domains(config: &ResNetConfig) -> Result<Tensors, ParameterError> {
         let mut initializer = Initializer::new(0);
+        initializer.constant(OWN_SHARE, &[1], 0.0)?;
         initializer.constant("domains.running_images", &[DOMAINS_MAX], 0.0)?;
         initializer.constant("domains.running_centres", &[DOMAINS_MAX, 2 * config.width], 0.0)?;
         for (norm, channels) in norms(config) {
@@ -240,6 +246,7 @@ impl ResNet {
             blocks: layout(config).map(block).collect::<Result<_, ParameterError>>()?,
             head: Linear::load(parameters, "head", config.classes, config.width << (STAGES - 1))?,
             domains: Vec::new(),
+            own_share: parameters.get(OWN_SHARE, &[1])?.to_vec1()?[0],
         };
         model.domains = model.remembered(parameters)?;
         Ok(model)
@@ -277,7 +284,7 @@ impl ResNet {
         match statistics {
             NormStatistics::Batch => self.pass(images, &mut |norm, x| norm.forward(x, NormMoments::Batch)),
             NormStatistics::Mixed { share } => {
-                self.pass(images, &mut |norm, x| norm.forward(x, NormMoments::Mixed { given: &last[&norm.name], share }))
+                self.pass(images, &mut |norm, x| norm.forward(x, NormMoments::Mixed { given: &[&last[&norm.name]], share }))
             }
             NormStatistics::Running => {
                 let mut domains: Vec<&Domain> = Vec::new();
@@ -286,8 +293,8 @@ impl ResNet {
                         let place = |image: &ChannelMoments| nearest(&self.domains, &descriptor(image, &norm.source)).0;
                         domains = ChannelMoments::of_images(x)?.iter().map(|image| &self.domains[place(image)]).collect();
                     }
-                    let moments: Vec<&ChannelMoments> = domains.iter().map(|domain| &domain.moments[&norm.name]).collect();
-                    norm.forward(x, NormMoments::Given(&moments))
+                    let given: Vec<&ChannelMoments> = domains.iter().map(|domain| &domain.moments[&norm.name]).collect();
+                    norm.forward(x, NormMoments::Mixed { given: &given, share: self.own_share })
                 })
             }
         }
@@ -314,7 +321,7 @@ impl ResNet {
         let mut moments = self.domains[0].moments.clone();
         self.pass(images, &mut |norm, x| {
             let given = moments.get_mut(&norm.name).expect("a domain has moments of every norm");
-            let y = norm.forward(x, NormMoments::Mixed { given, share })?;
+            let y = norm.forward(x, NormMoments::Mixed { given: &[given], share })?;
             *given = given.moved(&ChannelMoments::of(x)?, share);
             Ok(y)
         })?;
@@ -324,15 +331,17 @@ impl ResNet {
 
     /// Takes an image (C, H, W) into the statistics of its domain, with the share `share` of the whole, each norm's as they are when the
     /// norms before it have. Where every domain is further from it than `distance_max`, a new one begins, with the statistics of
-    /// the nearest.
-    pub fn remember(&mut self, image: &[f32], share: f32, distance_max: f64) -> candle_core::Result<()> {
+    /// the nearest. From then on each image is normalised by the statistics of its domain, moved the share `own_share` of their way to
+    /// its own.
+    pub fn remember(&mut self, image: &[f32], share: f32, own_share: f32, distance_max: f64) -> candle_core::Result<()> {
+        self.own_share = own_share;
         let (mut domains, mut of_image) = (std::mem::take(&mut self.domains), None);
         let passed = self.pass(image, &mut |norm, x| {
             let image = ChannelMoments::of(x)?;
             let domain = of_image.get_or_insert_with(|| recall(&mut domains, &descriptor(&image, &norm.source), distance_max));
             let moments = domain.moments.get_mut(&norm.name).expect("a domain has moments of every norm");
             moments.take_in(&image, share);
-            norm.forward(x, NormMoments::Given(&[moments]))
+            norm.forward(x, NormMoments::Mixed { given: &[moments], share: own_share })
         });
         domains.splice(0..0, of_image);
         domains.truncate(DOMAINS_MAX);
@@ -355,6 +364,7 @@ impl ResNet {
             put(format!("{name}.running_means"), &|domain| &domain.moments[name].mean)?;
             put(format!("{name}.running_variances"), &|domain| &domain.moments[name].variance)?;
         }
+        all.insert(OWN_SHARE.to_owned(), Tensor::from_vec(vec![self.own_share], 1, &Device::Cpu)?);
         let mut images: Vec<f32> = self.domains.iter().map(|domain| domain.images).collect();
         images.resize(DOMAINS_MAX, 0.0);
         all.insert("domains.running_images".to_owned(), Tensor::from_vec(images, DOMAINS_MAX, &Device::Cpu)?);
@@ -460,10 +470,10 @@ mod tests {
         let mut model = ResNet::load(&CONFIG, &Parameters::frozen(weights.clone())).expect("a model");
         let (dim, bright) = (|seed| image_like(-1.0, 0.02, seed), |seed| image_like(0.5, 1.5, seed));
         let source = features(&model, &dim(1), NormStatistics::Running);
-        (2..40).for_each(|seed| model.remember(&dim(seed), 0.1, DISTANCE_MAX).expect("a pass"));
+        (2..40).for_each(|seed| model.remember(&dim(seed), 0.1, 0.2, DISTANCE_MAX).expect("a pass"));
         let left = features(&model, &dim(1), NormStatistics::Running);
         assert_ne!(left, source);
-        (40..80).for_each(|seed| model.remember(&bright(seed), 0.1, DISTANCE_MAX).expect("a pass"));
+        (40..80).for_each(|seed| model.remember(&bright(seed), 0.1, 0.2, DISTANCE_MAX).expect("a pass"));
         assert_eq!(features(&model, &dim(1), NormStatistics::Running), left, "other images have moved its statistics");
         // Each image of a window has the statistics of its own domain.
         let both = features(&model, &[dim(1), bright(1)].concat(), NormStatistics::Running);
@@ -472,9 +482,22 @@ mod tests {
         let loaded: Tensors = weights.into_iter().chain(model.domains().expect("tensors")).collect();
         let mut loaded = ResNet::load(&CONFIG, &Parameters::frozen(loaded)).expect("domains are parameters");
         for model in [&mut model, &mut loaded] {
-            model.remember(&dim(90), 0.1, DISTANCE_MAX).expect("a pass");
+            model.remember(&dim(90), 0.1, 0.2, DISTANCE_MAX).expect("a pass");
         }
         assert!(parameters::are_equal(&model.domains().expect("tensors"), &loaded.domains().expect("tensors")).expect("values"));
+        let [model, loaded] = [model, loaded].map(|model| features(&model, &dim(1), NormStatistics::Running));
+        assert_eq!(model, loaded);
+    }
+
+    #[test]
+    fn an_image_of_which_all_statistics_are_its_own_is_answered_as_a_batch_of_one() {
+        let weights = ResNet::initialize(&CONFIG, 1).expect("a model");
+        let mut model = ResNet::load(&CONFIG, &Parameters::frozen(weights)).expect("a model");
+        let [seen, image, other] = [1, 2, 3].map(|seed| image_like(0.3, 0.8, seed));
+        let alone = features(&model, &image, NormStatistics::Batch);
+        assert_ne!(features(&model, &image, NormStatistics::Running), alone);
+        model.remember(&seen, 0.1, 1.0, 1.0).expect("a pass");
+        assert_eq!(features(&model, &[image, other].concat(), NormStatistics::Running)[..1], alone);
     }
 
     #[test]
@@ -484,7 +507,7 @@ mod tests {
         let kind = |kind: u16| image_like(f32::from(kind), 0.1, u64::from(kind));
         let count = u16::try_from(DOMAINS_MAX).expect("few domains");
         for seen in (1..=count).chain([1, count + 1]) {
-            model.remember(&kind(seen), 0.1, 1e-3).expect("a pass");
+            model.remember(&kind(seen), 0.1, 0.0, 1e-3).expect("a pass");
         }
         let stem = |image: &[f32]| {
             let mut described = Vec::new();

@@ -467,6 +467,7 @@ anchor_pull_shut = 0.0
 anchor_pull_retreat = 0.5
 distance_max = 1000.0
 norm_pace = 0.05
+norm_own_share = 0.2
 domain_distance_max = 0.35
 stretched_view = true
 [adapt.optimizer]

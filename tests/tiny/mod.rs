@@ -80,6 +80,7 @@ pub fn config() -> AdaptConfig {
         anchor_pull_retreat: 0.5,
         distance_max: 10.0,
         norm_pace: 0.05,
+        norm_own_share: 0.2,
         domain_distance_max: 0.35,
         stretched_view: true,
         optimizer: OptimizerConfig::ADAM_W,
