@@ -2,7 +2,8 @@
 //!
 //! Cameras publish frames to NATS. Each is answered with a prediction, and from every frame, without a label, the
 //! classifier is improved: a frozen class-conditional diffusion model says how well the classifier's answer explains the
-//! image (Diffusion-TTA, arXiv 2311.16102), and the gradient of that goes into the classifier's weights.
+//! image (Diffusion-TTA, arXiv 2311.16102), and the gradient of that goes into the classifier's weights, beside that of the
+//! entropy of answers that the classifier is sure of (EATA, arXiv 2204.02610).
 //!
 //! # The line that a frame takes
 //!

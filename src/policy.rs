@@ -13,6 +13,9 @@
 //! as those of any model do that fails on all frames alike. A stream may truly show few classes, but then it shows them to both
 //! models: so the judge must name about as many classes as the source does.
 //!
+//! The classifier's own answers teach too where they are sure and new, whether the judge is heard or not: their entropy falls
+//! (EATA, arXiv 2204.02610). That helps where the judge is no help.
+//!
 //! Where the source is as sure of its answers as on clean images it is at home: it answers itself, and nothing is learned, as the judge knows
 //! no better there.
 //!
@@ -25,7 +28,7 @@
 //! one.
 
 use crate::bundle::{Grounds, Statistics};
-use crate::learner::objective::{argmax, entropy, mean_logits, posterior, probabilities};
+use crate::learner::objective::{argmax, cosine, entropy, mean_logits, posterior, probabilities, standardized};
 use crate::learner::{AdaptConfig, AnswerBy, Verdict};
 use crate::state::{Gate, Hearing, PolicyState};
 use arrayvec::ArrayString;
@@ -73,8 +76,12 @@ impl Evidence<'_> {
 pub struct Lesson {
     /// The posterior over classes (K).
     pub target: Vec<f64>,
-    /// 0..=1
+    /// How far the objective counts.
     pub weight: f64,
+    /// Of the classifier that learns (K).
+    pub probabilities: Vec<f64>,
+    /// How far their entropy counts.
+    pub entropy_weight: f64,
 }
 
 /// What to do with the frames of one camera.
@@ -82,9 +89,9 @@ pub struct Lesson {
 pub enum Decision {
     /// What each frame teaches is said by [`teach`].
     Learn,
-    /// The judge does not know better than the source, or names fewer classes: back towards the source.
+    /// The judge does not know better than the source, or names fewer classes: it teaches nothing.
     Abstain,
-    /// The source agrees better with the judge than the classifier that has learned: what was learned does not fit here.
+    /// The source agrees better with the judge than the classifier that has learned: it teaches nothing, as what was learned does not fit.
     Retreat,
 }
 
@@ -212,21 +219,57 @@ fn mean(frames: impl Iterator<Item = usize> + Clone, of_frame: impl Fn(usize) ->
     frames.map(of_frame).sum::<f64>() / count
 }
 
-/// Puts what each frame teaches into `lessons`, in the memory that they have: nothing where the judge is not heard.
-pub fn teach(lessons: &mut Vec<Lesson>, evidence: &Evidence, config: &AdaptConfig, state: &PolicyState) {
+/// Puts what each frame teaches into `lessons`, in the memory that they have; the objective nothing where the judge is not heard.
+pub fn teach(lessons: &mut Vec<Lesson>, evidence: &Evidence, config: &AdaptConfig, state: &mut PolicyState) {
     let scale = config.judge_weight * evidence.likelihood_scale;
     lessons.resize_with(evidence.verdicts.len(), Lesson::default);
-    for (n, Lesson { target, weight }) in lessons.iter_mut().enumerate() {
+    for (n, Lesson { target, weight, probabilities: own, .. }) in lessons.iter_mut().enumerate() {
+        own.clear();
+        own.extend(probabilities(evidence.mean_logits(n)));
         target.clear();
         target.extend(posterior(evidence.mean_logits(n), &evidence.verdicts[n].errors, config.prior_weight, scale));
         let is_confident = target[argmax(&*target)] >= config.gate.confidence_min;
         let is_teaching = state.gates.get(&evidence.cameras[n]).is_some_and(|gate| gate.is_teaching);
-        *weight = if is_teaching && is_confident { 1.0 } else { 0.0 };
+        *weight = if is_teaching && is_confident { config.objective_weight } else { 0.0 };
     }
+    weigh_entropies(lessons, evidence.cameras, config, state);
 }
+
+/// What each frame teaches by the entropy of the classifier's own answer: the more, the surer it is; nothing where it is unsure, or says
+/// what frames that taught have said, and nothing at home, where the source answers. The weights of those that teach are for their mean
+/// (EATA, arXiv 2204.02610; mr-eggplant/EATA, `eata.py`).
+fn weigh_entropies(lessons: &mut [Lesson], cameras: &[String], config: &AdaptConfig, state: &mut PolicyState) {
+    let classes = lessons.first().map_or(1, |lesson| lesson.probabilities.len());
+    let margin = config.entropy.margin * (classes as f64).ln();
+    let is_new = |p: &[f64]| {
+        let taught = |k| state.averages.get(key(format_args!("taught class {k}")).as_str()).copied();
+        let pairs = p.iter().enumerate().map(|(k, &p)| (taught(k).unwrap_or(0.0), p));
+        taught(0).is_none() || cosine(pairs) <= config.entropy.cosine_max
+    };
+    for (lesson, camera) in lessons.iter_mut().zip(cameras) {
+        let entropy = entropy(&lesson.probabilities);
+        let is_teaching = entropy < margin && state.hearing_at(camera) != Hearing::Home && is_new(&lesson.probabilities);
+        lesson.entropy_weight = if is_teaching { config.entropy.weight * (margin - entropy).exp() } else { 0.0 };
+    }
+    let teaching = lessons.iter().filter(|lesson| lesson.entropy_weight > 0.0);
+    let count = teaching.clone().count() as f64;
+    if count == 0.0 {
+        return;
+    }
+    for k in 0..classes {
+        let mean = teaching.clone().map(|lesson| lesson.probabilities[k]).sum::<f64>() / count;
+        update(&mut state.averages, format_args!("taught class {k}"), mean, TAUGHT_PACE);
+    }
+    let of_all = lessons.len() as f64 / count;
+    lessons.iter_mut().for_each(|lesson| lesson.entropy_weight *= of_all);
+}
+
+/// Of the running mean of what taught; `eata.py`, `update_model_probs`.
+const TAUGHT_PACE: f64 = 0.1;
 
 /// The answer to frame `n`, by what `state` says before the window is ruled on, and what speaks for it.
 pub fn ground(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n: usize) -> (usize, Grounds) {
+    const SPREAD: f64 = 1.5;
     const TEMPERATURE: f64 = 2.0;
     let (errors, scale) = (&evidence.verdicts[n].errors, evidence.likelihood_scale);
     let hearing = state.hearing_at(&evidence.cameras[n]);
@@ -235,25 +278,30 @@ pub fn ground(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n:
         Hearing::Home => argmax(posterior(evidence.mean_source_logits(n), errors, 1.0, judge_weight * scale)),
         Hearing::Little | Hearing::Full => argmax(posterior(evidence.mean_logits(n), errors, 1.0, judge_weight * scale)),
     };
-    let share = |prior_weight: f64, judge_weight: f64| {
-        let mut shares = posterior(evidence.mean_logits(n), errors, prior_weight / TEMPERATURE, judge_weight * scale / TEMPERATURE);
+    let share = |prior_weight: f64, temperature: f64| {
+        let mut shares = posterior(standardized(evidence.mean_logits(n)), errors, prior_weight, judge_weight * scale / temperature);
         shares.nth(answer).expect("both models have the same classes")
     };
     let agreement = state.common.averages.get("draw_agreement").copied();
     let agreement = agreement.unwrap_or_else(|| draw_agreement(evidence, 0..evidence.verdicts.len()));
-    (answer, Grounds { classifier: share(1.0, 0.0), judge: share(0.0, 1.0), agreement })
+    (answer, Grounds { posterior: share(SPREAD, 1.0), judge: share(0.0, TEMPERATURE), agreement })
 }
 
 /// Moves the average `name` towards `value`, by the share `pace` of the way; the first value starts it.
 fn update(averages: &mut BTreeMap<String, f64>, name: impl Display, value: f64, pace: f64) -> f64 {
-    let mut key = ArrayString::<NAME_LENGTH_MAX>::new();
-    write!(key, "{name}").expect("names are short");
+    let key = key(name);
     if !averages.contains_key(key.as_str()) {
         averages.insert(key.to_string(), value);
     }
     let average = averages.get_mut(key.as_str()).expect("it was put there, if it was not");
     *average += (value - *average) * pace;
     *average
+}
+
+fn key(name: impl Display) -> ArrayString<NAME_LENGTH_MAX> {
+    let mut key = ArrayString::new();
+    write!(key, "{name}").expect("names are short");
+    key
 }
 
 /// Bytes of an average's name: the longest words with the largest number.
@@ -305,7 +353,7 @@ mod tests {
     }
 
     fn statistics() -> Statistics {
-        let calibration = Calibration { intercept: 0.1, by_classifier: 0.7, by_judge: 0.4, by_agreement: 0.5 };
+        let calibration = Calibration { intercept: 0.1, by_posterior: 0.7, by_judge: 0.4, by_agreement: 0.5 };
         let entropy = Moments { mean: 0.1, ..Moments::default() };
         Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, entropy, calibration, ..Statistics::default() }
     }
@@ -350,16 +398,27 @@ mod tests {
 
     #[test]
     fn the_estimated_accuracy_is_the_calibrated_probability_of_the_answers() {
-        // Logits 3 for the named class and 0 for two others; errors -1 for the named class and 0 for two others, so half of that to
-        // either's power; draws that agree.
-        let share = |own: f64| own.exp() / (own.exp() + 2.0);
-        let of = |classifier, judge| statistics().calibration.accuracy(&Grounds { classifier, judge, agreement: 1.0 });
+        // Logits 3 for the named class and 0 for two others, whose mean is 1 and whose variance 2; errors -1 for the named class and 0 for
+        // two others, at the weight of a judge that is not heard yet; draws that agree.
+        let (apart, heard) = (1.5 * 3.0 / 2f64.sqrt(), config().judge_weight_shut);
+        let of = |posterior, judge| statistics().calibration.accuracy(&Grounds { posterior, judge, agreement: 1.0 });
+        let share = |own: f64, other: f64| own.exp() / (own.exp() + other.exp() + 1.0);
         let agreed = ruled(&[0, 1], &[0, 1], &[0, 1]).0.estimated_accuracy;
-        assert!((agreed - of(share(1.5), share(0.5))).abs() < 1e-12, "{agreed}");
+        assert!((agreed - of(share(apart + heard, 0.0), share(heard / 2.0, 0.0))).abs() < 1e-12, "{agreed}");
         // The classifier that learns answers, against the judge, which counts less.
         let contested = ruled(&[0, 0], &[1, 1], &[0, 0]).0.estimated_accuracy;
-        let second = 1.0 / (0.5f64.exp() + 2.0);
-        assert!((contested - of(share(1.5), second)).abs() < 1e-12, "{contested}");
+        assert!((contested - of(share(apart, heard), share(0.0, heard / 2.0))).abs() < 1e-12, "{contested}");
+    }
+
+    #[test]
+    fn the_estimated_accuracy_does_not_rise_with_the_size_of_the_logits() {
+        let estimate = |size: f64| {
+            let rows = [[2.0, 1.0, 0.0].map(|z| size * z).to_vec()];
+            let (cameras, verdicts) = (["door".to_owned()], [verdict(0)]);
+            let evidence = Evidence { cameras: &cameras, logits: &rows, source_logits: &rows, verdicts: &verdicts, likelihood_scale: 1.0 };
+            rule(&evidence, &config(), &statistics(), &mut PolicyState::default()).estimated_accuracy
+        };
+        assert!((estimate(1.0) - estimate(5.0)).abs() < 1e-12, "{} and {}", estimate(1.0), estimate(5.0));
     }
 
     #[test]
@@ -394,6 +453,36 @@ mod tests {
     #[test]
     fn it_learns_where_the_judge_agrees_with_itself_and_not_with_a_source_that_is_no_more_diverse() {
         assert!(matches!(ruling(&[0, 0, 0, 0, 0, 0], &[0, 1, 2, 0, 1, 2], &[0, 0, 0, 0, 0, 0]), Decision::Learn));
+    }
+
+    /// What frames with these logits teach, one after the other, by a window for each; the source's are `source`, and nobody hears the judge.
+    fn entropy_weights(frames: &[[f64; 3]], source: [f64; 3], home_entropy_max: f64) -> Vec<f64> {
+        let entropy = crate::learner::EntropyConfig { weight: 2.0, margin: 0.5, cosine_max: 0.9 };
+        let gate = crate::learner::GateConfig { home_entropy_max, margin: 1.0, ..config().gate };
+        let config = AdaptConfig { entropy, gate, ..config() };
+        let (mut state, mut lessons, cameras) = (PolicyState::default(), Vec::new(), ["door".to_owned()]);
+        let weight = |logits: &[f64; 3]| {
+            let (logits, source_logits, verdicts) = ([logits.to_vec()], [source.to_vec()], [verdict(0)]);
+            let evidence =
+                Evidence { cameras: &cameras, logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
+            rule(&evidence, &config, &statistics(), &mut state);
+            teach(&mut lessons, &evidence, &config, &mut state);
+            assert_eq!(lessons[0].weight, 0.0, "the judge is not heard");
+            lessons[0].entropy_weight
+        };
+        frames.iter().map(weight).collect()
+    }
+
+    #[test]
+    fn an_answer_teaches_by_its_entropy_where_it_is_sure_and_new_whether_or_not_the_judge_is_heard() {
+        let (first, second, doubt) = ([4.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.1, 0.2, 0.0]);
+        let weights = entropy_weights(&[first, first, second, doubt], doubt, 1.0);
+        let of_entropy = |logits: [f64; 3]| 2.0 * (0.5 * 3f64.ln() - entropy(probabilities(logits.into_iter()))).exp();
+        let expected = [of_entropy(first), 0.0, of_entropy(second), 0.0];
+        assert!(weights.iter().zip(expected).all(|(weight, expected)| (weight - expected).abs() < 1e-12), "{weights:?}, not {expected:?}");
+        assert!(weights[0] > weights[2], "surer answers teach more");
+        // The source is as sure as on clean images: it answers itself.
+        assert_eq!(entropy_weights(&[first, second], [6.0, 0.0, 0.0], 1.0), [0.0; 2]);
     }
 
     #[test]

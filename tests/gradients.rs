@@ -7,7 +7,11 @@ use std::sync::Arc;
 use undrift::bundle::Bundle;
 use undrift::frame::WeightsVersion;
 use undrift::kernels::{self, NormMoments};
-use undrift::learner::{AdaptConfig, Adapter, Classifier, FrozenClassifier, ObjectiveKind, TrainablePart, source_state};
+use undrift::learner::objective::{entropy, softmax};
+use undrift::learner::{
+    AdaptConfig, Adapter, Classifier, EntropyConfig, FrozenClassifier, GateConfig, Judgement, ObjectiveKind, OptimizerConfig,
+    TrainablePart, source_state,
+};
 use undrift::model::{ClassConditioning, ClassifierConfig, Dit, ImageShape, Parameters, ResNetConfig, Tensors};
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Job, Outcome, WindowFrame};
@@ -176,6 +180,38 @@ fn every_trainable_parameter_moves_and_no_frozen_one_does() {
             }
         }
     }
+}
+
+#[test]
+fn steps_on_sure_answers_make_them_surer_without_the_judge() {
+    let of_entropy = EntropyConfig { weight: 1.0, margin: 1.0, cosine_max: 1.0 };
+    let gate = GateConfig { margin: 1.0, home_entropy_max: 0.0, ..tiny::config().gate };
+    let optimizer = OptimizerConfig::Sgd { momentum: 0.0 };
+    let config = AdaptConfig { entropy: of_entropy, gate, optimizer, learning_rate: 1e-3, anchor_pull: 0.0, lag: 1, ..tiny::config() };
+    let mut bundle = tiny::bundle(1, ClassConditioning::Readout);
+    bundle.statistics.judge_accuracy = 0.0;
+    let (frames, mut judgement) = (window(1), Judgement::default());
+    for weight in [1.0, 0.0] {
+        let config = AdaptConfig { entropy: EntropyConfig { weight, ..of_entropy }, ..config.clone() };
+        let mut adapter = Adapter::new(&bundle, &config, &source_state(&bundle.classifier, WeightsVersion(0))).expect("an adapter");
+        adapter.judge_into(&mut judgement, &frames);
+        let mut step = || {
+            let outcome = adapter.learn(&frames, &judgement.verdicts).expect("a window");
+            assert_eq!(matches!(outcome, Outcome::Learned(_)), weight > 0.0, "{outcome:?}");
+            let learned = FrozenClassifier::new(&bundle.classifier_config, &adapter.state().expect("a state").weights).expect("a model");
+            let entropy_of = |frame: &WindowFrame| entropy_of(&learned.logits(&frame.views).expect("logits")[0]);
+            frames.iter().map(entropy_of).sum::<f64>()
+        };
+        let entropies = [(); 4].map(|()| step());
+        let falls = entropies.windows(2).all(|pair| pair[1] < pair[0]);
+        let stands = entropies.windows(2).all(|pair| pair[1] == pair[0]);
+        assert!(if weight > 0.0 { falls } else { stands }, "{entropies:?}");
+    }
+}
+
+/// Nats.
+fn entropy_of(logits: &[f64]) -> f64 {
+    entropy(softmax(logits))
 }
 
 #[test]

@@ -12,8 +12,8 @@ use undrift::frame::WeightsVersion;
 use undrift::guard::canary::Canary;
 use undrift::learner::objective::{posterior, score};
 use undrift::learner::{
-    AdaptConfig, Adapter, AnswerBy, AnswerTime, Classifier, ConditionConfig, FrozenClassifier, GateConfig, GuardConfig, Judge,
-    ObjectiveKind, OptimizerConfig, TrainablePart, Verdict, condition, source_state,
+    AdaptConfig, Adapter, AnswerBy, AnswerTime, Classifier, ConditionConfig, EntropyConfig, FrozenClassifier, GateConfig, GuardConfig,
+    Judge, ObjectiveKind, OptimizerConfig, TrainablePart, Verdict, condition, source_state,
 };
 use undrift::model::{
     ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, ParameterError, Parameters, Tensors, TrunkConfig, VitConfig,
@@ -222,6 +222,7 @@ fn config((_, optimizer, learning_rate): (&str, OptimizerConfig, f32), steps: u3
         judge_weight: 1.0,
         judge_weight_shut: 1.0,
         judge_weight_home: 1.0,
+        objective_weight: 1.0,
         prior_weight: 1.0,
         learning_rate,
         gradient_norm_max: f32::INFINITY,
@@ -234,6 +235,7 @@ fn config((_, optimizer, learning_rate): (&str, OptimizerConfig, f32), steps: u3
         domain_distance_max: 0.35,
         stretched_view: false,
         optimizer,
+        entropy: EntropyConfig { weight: 0.0, margin: 0.4, cosine_max: 0.4 },
         gate: GateConfig {
             memory_frames: 1.0,
             margin: -1.0,

@@ -56,6 +56,7 @@ timesteps = [100, 300]
 judge_weight = 1.0
 judge_weight_shut = 0.4
 judge_weight_home = 0.2
+objective_weight = 1.0
 prior_weight = 1.0
 learning_rate = 1e-3
 gradient_norm_max = 1.0
@@ -68,6 +69,7 @@ norm_own_share = 0.2
 domain_distance_max = 0.35
 stretched_view = true
 optimizer = { kind = "sgd", momentum = 0.9 }
+entropy = { weight = 1.0, margin = 0.4, cosine_max = 0.4 }
 gate = { memory_frames = 256.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5, consistency = 0.5, home_entropy_max = 1.5, by_camera = true }
 guard = { repeats_max = 8, camera_share_max = 2.0, canary_every_windows = 8, canary_images = 16, canary_tolerance = 0.05, canary_evidence_max = 1e4 }
 condition = { steps_per_window = 5, draws_per_step = 6, accumulation_steps = 30, same_noise = false }

@@ -9,7 +9,7 @@ use super::config::{AdaptConfig, ObjectiveKind};
 use super::frozen::FrozenClassifier;
 use super::judge::{Judge, Judgement, Verdict};
 use super::lookout::Lookout;
-use super::objective::{LossAndGradient, cross_entropy_into, score};
+use super::objective::{LossAndGradient, cross_entropy_into, entropy, entropy_gradient, score};
 use super::optimizer::{Anchor, Optimizer, OptimizerState, StepError, StepReport, copy_by_name};
 use crate::bundle::{Bundle, Statistics};
 use crate::diffusion::Timestep;
@@ -219,13 +219,11 @@ impl Adapter {
             return self.learn_as_published(buffers, frames, report);
         }
         let (share, pull) = (self.share(frames), self.share(frames) * ruling.pull);
-        if ruling.learn == 0.0 {
-            let reason = if ruling.retreat > 0.0 { SkipReason::Misfit } else { SkipReason::Unreliable };
+        policy::teach(lessons, &evidence, &self.config, &mut self.policy);
+        if lessons.iter().all(|lesson| lesson.weight == 0.0 && lesson.entropy_weight == 0.0) {
+            let is_misfit = ruling.learn == 0.0 && ruling.retreat > 0.0;
+            let reason = if is_misfit { SkipReason::Misfit } else { SkipReason::Unreliable };
             return self.go_back(pull, reason, report);
-        }
-        policy::teach(lessons, &evidence, &self.config, &self.policy);
-        if lessons.iter().all(|lesson| lesson.weight == 0.0) {
-            return self.go_back(pull, SkipReason::Unreliable, report);
         }
         report.loss = self.window_gradient(logit_gradients, &evidence, lessons);
         self.classifier.gradients_into(gradients, forward, logit_gradients).map_err(AdaptError::Step)?;
@@ -301,8 +299,12 @@ impl Adapter {
                 }
                 ObjectiveKind::Posterior | ObjectiveKind::Condition => cross_entropy_into(row, mixed, &lesson.target),
             };
-            total += lesson.weight * loss / count;
-            row.iter_mut().for_each(|g| *g = lesson.weight * *g / count / views as f64);
+            let Lesson { weight, probabilities, entropy_weight, .. } = lesson;
+            total += (weight * loss + entropy_weight * entropy(probabilities)) / count;
+            let of_entropy = entropy_gradient(probabilities);
+            row.iter_mut()
+                .zip(of_entropy)
+                .for_each(|(g, of_entropy)| *g = (weight * *g + entropy_weight * of_entropy) / count / views as f64);
             others.iter_mut().for_each(|other| other.clone_from(row));
         }
         total

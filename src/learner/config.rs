@@ -145,6 +145,29 @@ impl GuardConfig {
     }
 }
 
+/// What the classifier learns of its own sure answers: their entropy falls (EATA, arXiv 2204.02610, Fisher's anchor apart).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntropyConfig {
+    /// How far that counts beside the objective, 0..=100; 0: nothing is learned so.
+    pub weight: f64,
+    /// A frame teaches while the entropy of the classifier's answer is below this share of the largest, ln K; 0..=1.
+    pub margin: f64,
+    /// A frame teaches while the cosine of its probabilities and the running mean of those that taught is at most this, 0..=1.
+    pub cosine_max: f64,
+}
+
+impl EntropyConfig {
+    fn checks(&self) -> [Check; 3] {
+        let Self { weight, margin, cosine_max } = *self;
+        [
+            ("entropy.weight", weight.to_string(), (0.0..=100.0).contains(&weight), "0 to 100"),
+            ("entropy.margin", margin.to_string(), (0.0..=1.0).contains(&margin), "0 to 1"),
+            ("entropy.cosine_max", cosine_max.to_string(), (0.0..=1.0).contains(&cosine_max), "0 to 1"),
+        ]
+    }
+}
+
 /// Diffusion-TTA's own numbers; used by the `condition` objective alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -184,6 +207,8 @@ pub struct AdaptConfig {
     pub answer: AnswerTime,
     pub answer_by: AnswerBy,
     pub objective: ObjectiveKind,
+    /// How far the objective counts beside [`EntropyConfig`], 0..=100; `condition` stands alone.
+    pub objective_weight: f64,
     pub trainable: TrainablePart,
     /// Timesteps of the draws of a frame, one draw each; at least two, as their agreement tells how good they are.
     pub timesteps: Vec<u32>,
@@ -217,6 +242,7 @@ pub struct AdaptConfig {
     /// model sees it. The mean of the logits counts.
     pub stretched_view: bool,
     pub optimizer: OptimizerConfig,
+    pub entropy: EntropyConfig,
     pub gate: GateConfig,
     pub guard: GuardConfig,
     pub condition: ConditionConfig,
@@ -272,6 +298,7 @@ impl AdaptConfig {
                 self.timesteps.iter().all(|&t| t < num_timesteps),
                 "below diffusion.num_timesteps",
             ),
+            ("objective_weight", self.objective_weight.to_string(), (0.0..=100.0).contains(&self.objective_weight), "0 to 100"),
             ("judge_weight", self.judge_weight.to_string(), (0.0..=100.0).contains(&self.judge_weight), "0 to 100"),
             ("judge_weight_shut", self.judge_weight_shut.to_string(), (0.0..=100.0).contains(&self.judge_weight_shut), "0 to 100"),
             ("judge_weight_home", self.judge_weight_home.to_string(), (0.0..=100.0).contains(&self.judge_weight_home), "0 to 100"),
@@ -295,6 +322,7 @@ impl AdaptConfig {
         self.check_optimizer()?;
         match checks
             .into_iter()
+            .chain(self.entropy.checks())
             .chain(self.gate.checks())
             .chain(self.guard.checks())
             .chain(self.condition.checks())

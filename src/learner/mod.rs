@@ -13,7 +13,8 @@ mod optimizer;
 pub use adapter::{AdaptError, Adapter, source_state};
 pub use classifier::{Classifier, Description, Forward};
 pub use config::{
-    AdaptConfig, AdaptRangeError, AnswerBy, AnswerTime, ConditionConfig, GateConfig, GuardConfig, ObjectiveKind, TrainablePart,
+    AdaptConfig, AdaptRangeError, AnswerBy, AnswerTime, ConditionConfig, EntropyConfig, GateConfig, GuardConfig, ObjectiveKind,
+    TrainablePart,
 };
 pub use frozen::FrozenClassifier;
 pub use judge::{Judge, Judgement, Verdict};

@@ -26,6 +26,27 @@ pub fn entropy(probabilities: impl IntoIterator<Item: Borrow<f64>>) -> f64 {
     probabilities.into_iter().map(|p| *p.borrow()).filter(|&p| p > 0.0).map(|p| -p * p.ln()).sum()
 }
 
+/// Gradient of the entropy of probabilities p by their logits: dH/dz_k = -p_k (ln p_k + H).
+pub fn entropy_gradient(p: &[f64]) -> impl Iterator<Item = f64> {
+    let entropy = entropy(p);
+    p.iter().map(move |&p| -p * (p.max(f64::MIN_POSITIVE).ln() + entropy))
+}
+
+/// <a, b> / (|a| |b|) of vectors that are not zero, by pairs of their values.
+pub fn cosine(pairs: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
+    let inner = |of: fn((f64, f64)) -> f64| pairs.clone().map(of).sum::<f64>();
+    inner(|(a, b)| a * b) / (inner(|(a, _)| a * a) * inner(|(_, b)| b * b)).sqrt()
+}
+
+/// Logits with mean 0 and variance 1 over the classes; zeros where they are all equal.
+pub fn standardized(logits: impl Iterator<Item = f64> + Clone) -> impl Iterator<Item = f64> + Clone {
+    let count = logits.clone().count() as f64;
+    let mean = logits.clone().sum::<f64>() / count;
+    let variance = logits.clone().map(|z| (z - mean).powi(2)).sum::<f64>() / count;
+    let deviation = variance.sqrt().max(f64::MIN_POSITIVE);
+    logits.map(move |z| (z - mean) / deviation)
+}
+
 /// Index of the largest value; the first of equals.
 pub fn argmax(values: impl IntoIterator<Item: Borrow<f64>>) -> usize {
     let values = values.into_iter().map(|value| *value.borrow()).enumerate();

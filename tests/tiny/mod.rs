@@ -7,7 +7,8 @@ use undrift::bundle::{Bundle, Calibration, Moments, Statistics};
 use undrift::frame::{Frame, FrameSeq, Image};
 use undrift::guard::canary::Canary;
 use undrift::learner::{
-    AdaptConfig, AnswerBy, AnswerTime, ConditionConfig, GateConfig, GuardConfig, ObjectiveKind, OptimizerConfig, TrainablePart,
+    AdaptConfig, AnswerBy, AnswerTime, ConditionConfig, EntropyConfig, GateConfig, GuardConfig, ObjectiveKind, OptimizerConfig,
+    TrainablePart,
 };
 use undrift::model::{ClassConditioning, ClassifierConfig, Dit, DitConfig, ImageShape, Tensors, TrunkConfig, Vit, VitConfig};
 use undrift::noise::NoiseKey;
@@ -43,7 +44,7 @@ pub fn bundle(channels: usize, conditioning: ClassConditioning) -> Bundle {
         statistics: Statistics {
             judge_accuracy: 0.8,
             draw_agreement: 0.8,
-            calibration: Calibration { intercept: 0.1, by_classifier: 0.9, by_judge: 0.2, by_agreement: 0.3 },
+            calibration: Calibration { intercept: 0.1, by_posterior: 0.9, by_judge: 0.2, by_agreement: 0.3 },
             entropy: Moments { mean: 0.5, standard_deviation: 0.3 },
             ..Statistics::default()
         },
@@ -72,6 +73,7 @@ pub fn config() -> AdaptConfig {
         judge_weight: 1.0,
         judge_weight_shut: 0.4,
         judge_weight_home: 0.2,
+        objective_weight: 1.0,
         prior_weight: 1.0,
         learning_rate: 1e-2,
         gradient_norm_max: 1.0,
@@ -84,6 +86,7 @@ pub fn config() -> AdaptConfig {
         domain_distance_max: 0.35,
         stretched_view: true,
         optimizer: OptimizerConfig::ADAM_W,
+        entropy: EntropyConfig { weight: 0.0, margin: 0.4, cosine_max: 0.4 },
         gate: GateConfig {
             memory_frames: 16.0,
             margin: -1.0,

@@ -3,7 +3,7 @@
 //! Letters: z (K) logits, p = softmax(z), g = dL/dp; then dL/dz_k = p_k (g_k - sum_j p_j g_j), which is [`through_softmax`].
 
 use crate::kernels::GramTerms;
-use crate::learner::objective::{LossAndGradient, score, softmax};
+use crate::learner::objective::{self, LossAndGradient, score, softmax};
 
 /// ln p of a probability that may have become 0.
 fn ln(p: f64) -> f64 {
@@ -18,8 +18,7 @@ fn through_softmax(p: &[f64], g: &[f64]) -> Vec<f64> {
 /// H = -sum_k p_k ln p_k (Tent, arXiv 2006.10726).
 pub fn entropy(logits: &[f64]) -> LossAndGradient {
     let p = softmax(logits);
-    let g: Vec<f64> = p.iter().map(|&p| -ln(p) - 1.0).collect();
-    LossAndGradient { loss: p.iter().map(|&p| -p * ln(p)).sum(), logit_gradient: through_softmax(&p, &g) }
+    LossAndGradient { loss: objective::entropy(&p), logit_gradient: objective::entropy_gradient(&p).collect() }
 }
 
 /// Soft likelihood ratio -sum_k p_k ln(p_k / (1 - p_k)) (ROID, arXiv 2306.00650), p clipped at 0.99 and 1e-5
@@ -94,8 +93,7 @@ pub fn scaled(row: &[f64], factor: f64) -> Vec<f64> {
 
 /// <a, b> / (|a| |b|), of vectors that are not zero.
 pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
-    let inner = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    inner(a, b) / (inner(a, a) * inner(b, b)).sqrt()
+    objective::cosine(a.iter().copied().zip(b.iter().copied()))
 }
 
 /// Moves `average` the share `1 - momentum` of its way to `value`.
