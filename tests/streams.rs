@@ -171,6 +171,7 @@ fn domains_come_in_order_and_in_equal_shares() {
         (Stream::HeldOut, held_out(HeldOut::FIRST)),
         (Stream::HeldOutAgain, held_out(HeldOut::AGAIN)),
         (Stream::HeldOutThird, held_out(HeldOut::THIRD)),
+        (Stream::HeldOutFourth, held_out(HeldOut::FOURTH)),
     ];
     for (stream, expected) in cases {
         let plan = plan(stream, 5003);
@@ -397,5 +398,5 @@ fn each_name_stands_for_one_stream() {
     // Goal: no stream hides another. Method: every name is read back, and all differ.
     let streams = Stream::value_variants();
     streams.iter().for_each(|&stream| assert_eq!(Stream::from_str(stream.name(), false), Ok(stream)));
-    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 16 + 19 + 18);
+    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 17 + 19 + 24);
 }

@@ -1,10 +1,10 @@
-//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; twelve more came later.
+//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; eighteen more came later.
 //!
 //! They stand for the unknown: nothing may be chosen by how it does on them, and their constants stay as they are. Lengths are shares of
 //! the image's side, so that the strength is that of the picture, not of its pixels.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
-use super::{held_out_again, held_out_third};
+use super::{held_out_again, held_out_fourth, held_out_third};
 use crate::frame::Image;
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster, floor, real, signed};
@@ -74,10 +74,22 @@ pub enum HeldOut {
     BurntInClock,
     /// Slanting waves, from a motor or a radio near the cable
     Interference,
+    /// A camera that looks at the scene from an angle, so that one side is nearer than the other
+    ObliqueView,
+    /// A pane that was hit, each of whose splinters shows the view displaced
+    CrackedGlass,
+    /// The sensor's own pixels under their colour filters, not put together
+    RawMosaic,
+    /// Lines that are too bright or too dark from a wrong bit on
+    Streaks,
+    /// Water below, which mirrors what stands above it
+    StandingWater,
+    /// The camera's own lamps, in a circle, as its dome mirrors them
+    LampRing,
 }
 
 impl HeldOut {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 24] = [
         Self::Vignetting,
         Self::Banding,
         Self::DeadColumns,
@@ -96,6 +108,12 @@ impl HeldOut {
         Self::TornFrame,
         Self::BurntInClock,
         Self::Interference,
+        Self::ObliqueView,
+        Self::CrackedGlass,
+        Self::RawMosaic,
+        Self::Streaks,
+        Self::StandingWater,
+        Self::LampRing,
     ];
 
     /// Those that were there before anything was chosen.
@@ -105,7 +123,10 @@ impl HeldOut {
     pub const AGAIN: &'static [Self] = Self::ALL.split_at(6).1.split_at(6).0;
 
     /// Those that were invented when the second had been looked at.
-    pub const THIRD: &'static [Self] = Self::ALL.split_at(12).1;
+    pub const THIRD: &'static [Self] = Self::ALL.split_at(12).1.split_at(6).0;
+
+    /// Those that were invented when the third had been looked at.
+    pub const FOURTH: &'static [Self] = Self::ALL.split_at(18).1;
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -127,6 +148,12 @@ impl HeldOut {
             Self::TornFrame => "torn_frame",
             Self::BurntInClock => "burnt_in_clock",
             Self::Interference => "interference",
+            Self::ObliqueView => "oblique_view",
+            Self::CrackedGlass => "cracked_glass",
+            Self::RawMosaic => "raw_mosaic",
+            Self::Streaks => "streaks",
+            Self::StandingWater => "standing_water",
+            Self::LampRing => "lamp_ring",
         }
     }
 
@@ -152,6 +179,12 @@ impl HeldOut {
             Self::TornFrame => held_out_third::torn_frame(&clean, draws),
             Self::BurntInClock => held_out_third::burnt_in_clock(&clean, draws),
             Self::Interference => held_out_third::interference(&clean, draws),
+            Self::ObliqueView => held_out_fourth::oblique_view(&clean, draws),
+            Self::CrackedGlass => held_out_fourth::cracked_glass(&clean, draws),
+            Self::RawMosaic => held_out_fourth::raw_mosaic(&clean),
+            Self::Streaks => held_out_fourth::streaks(&clean, draws),
+            Self::StandingWater => held_out_fourth::standing_water(&clean, draws),
+            Self::LampRing => held_out_fourth::lamp_ring(&clean, draws),
         };
         corrupted.to_image()
     }

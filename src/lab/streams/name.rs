@@ -25,6 +25,7 @@ pub enum Stream {
     HeldOut,
     HeldOutAgain,
     HeldOutThird,
+    HeldOutFourth,
     /// One of the 19 from the first frame to the last.
     OfCorruption(Corruption),
     /// One of the held-out corruptions from the first frame to the last.
@@ -38,7 +39,7 @@ static ALL: LazyLock<Vec<Stream>> = LazyLock::new(|| {
 
 impl Stream {
     /// All but the streams of one corruption.
-    pub const NAMED: [Self; 16] = [
+    pub const NAMED: [Self; 17] = [
         Self::Clean,
         Self::Continual,
         Self::Separate,
@@ -55,6 +56,7 @@ impl Stream {
         Self::HeldOut,
         Self::HeldOutAgain,
         Self::HeldOutThird,
+        Self::HeldOutFourth,
     ];
 
     pub fn name(self) -> &'static str {
@@ -75,6 +77,7 @@ impl Stream {
             Self::HeldOut => "held-out",
             Self::HeldOutAgain => "held-out-again",
             Self::HeldOutThird => "held-out-third",
+            Self::HeldOutFourth => "held-out-fourth",
             Self::OfCorruption(corruption) => corruption.name(),
             Self::OfHeldOut(held_out) => held_out.name(),
         }
@@ -101,6 +104,7 @@ impl Stream {
                 "Six others, invented when the first had been used, as hard for the source as the 19; never for choosing either"
             }
             Self::HeldOutThird => "Six others, invented when the second had been looked at, as hard as those; never for choosing either",
+            Self::HeldOutFourth => "Six others, invented when the third had been looked at, as hard as those; never for choosing either",
             Self::OfCorruption(_) | Self::OfHeldOut(_) => "This corruption only",
         }
     }

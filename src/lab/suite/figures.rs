@@ -85,6 +85,7 @@ impl Figures {
                         figures.corruptions.extend(of_model.corruptions(Stream::HeldOut));
                         figures.corruptions.extend(of_model.corruptions(Stream::HeldOutAgain));
                         figures.corruptions.extend(of_model.corruptions(Stream::HeldOutThird));
+                        figures.corruptions.extend(of_model.corruptions(Stream::HeldOutFourth));
                     }
                     Section::Long => {
                         figures.estimates.extend(of_model.estimates());

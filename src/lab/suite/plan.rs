@@ -99,8 +99,11 @@ impl Suite {
 fn full() -> Vec<Block> {
     let streams = main(Section::Streams, Table::Tiny, FRAMES);
     let constants = Block { seeds: Extent::First, ..main(Section::OtherConstants, Table::Cifar, FRAMES) };
-    let held_out =
-        Block { section: Section::HeldOut, streams: vec![Stream::HeldOut, Stream::HeldOutAgain, Stream::HeldOutThird], ..streams.clone() };
+    let held_out = Block {
+        section: Section::HeldOut,
+        streams: vec![Stream::HeldOut, Stream::HeldOutAgain, Stream::HeldOutThird, Stream::HeldOutFourth],
+        ..streams.clone()
+    };
     let slow = SLOW.map(|(method, frames)| Block {
         section: Section::Slow,
         streams: vec![Stream::Continual],
