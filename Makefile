@@ -111,8 +111,11 @@ train:
 	$(CARGO) run --release -- train classifier --out target/train/classifier.safetensors --steps 9000 --learning-rate 2e-3
 	$(CARGO) run --release -- train diffusion --out target/train/diffusion.safetensors --steps 16000 --learning-rate 2e-3
 	$(CARGO) run --release -- train diffusion --out target/train/diffusion.safetensors --steps 29000 --learning-rate 2e-3
+	$(CARGO) run --release -- train diffusion --out target/train/judge.safetensors --start target/train/diffusion.safetensors --augmented \
+		--steps 6500 --learning-rate 1e-3
 	$(CARGO) run --release -- train classifier --out target/train/resnet.safetensors --architecture resnet --steps 6000 --learning-rate 2e-3
-	cp target/train/classifier.safetensors target/train/diffusion.safetensors $(BUNDLE)/
+	cp target/train/classifier.safetensors $(BUNDLE)/
+	cp target/train/judge.safetensors $(BUNDLE)/diffusion.safetensors
 	cp target/train/resnet.safetensors $(RESNET_BUNDLE)/classifier.safetensors
 	$(MAKE) bundles
 

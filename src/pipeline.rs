@@ -271,7 +271,7 @@ impl Pipeline {
         let elements = frame.image.pixels().len();
         let mut image = vec![0f32; elements];
         frame.image.write_planes(&mut image);
-        let views = self.config.views(&image);
+        let views = self.config.views(&image, self.classifier_config.image());
         let key = self.secret.frame_key(&self.current.incarnation, frame.sequence, &frame.payload_hash);
         let source_logits = self.source.logits(&views)?;
         let verdict = match &self.judge {

@@ -234,6 +234,7 @@ fn config((_, optimizer, learning_rate): (&str, OptimizerConfig, f32), steps: u3
         norm_own_share: 0.0,
         domain_distance_max: 0.35,
         stretched_view: false,
+        mirrored: false,
         optimizer,
         entropy: EntropyConfig { weight: 0.0, margin: 0.4, cosine_max: 0.4 },
         gate: GateConfig {

@@ -9,9 +9,9 @@ use crate::lab::corruptions::{Severity, Table};
 use crate::lab::dataset::{self, Labelled, Split};
 use crate::lab::statistics;
 use crate::lab::streams::{Plan, Playback, Request, Stream};
-use crate::lab::train::{self, TrainingRun};
+use crate::lab::train::{self, DiffusionTraining, TrainingRun};
 use crate::learner::Judge;
-use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, TrunkConfig, VitConfig, parameters};
+use crate::model::{ClassConditioning, ClassifierConfig, DitConfig, ImageShape, ResNetConfig, Tensors, TrunkConfig, VitConfig, parameters};
 use candle_core::{Device, Tensor};
 use clap::{Args, Subcommand};
 use std::collections::HashMap;
@@ -48,6 +48,12 @@ enum What {
         /// Weight of the cross entropy against the denoising loss
         #[arg(long, default_value_t = 0.2)]
         discrimination_weight: f64,
+        /// Safetensors file of weights to begin with, in place of random ones
+        #[arg(long)]
+        start: Option<PathBuf>,
+        /// Change the shape and the tone of images, and hide parts of them
+        #[arg(long)]
+        augmented: bool,
         /// How the class enters
         #[arg(long, value_enum, default_value_t = Conditioning::Readout)]
         conditioning: Conditioning,
@@ -140,18 +146,25 @@ pub fn run(command: &Train) -> Result<(), Box<dyn Error>> {
             };
             train::classifier(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.05))?;
         }
-        (None, Some(What::Diffusion { run, discrimination_weight, conditioning })) => {
+        (None, Some(What::Diffusion { run, discrimination_weight, start, augmented, conditioning })) => {
             let conditioning = match conditioning {
                 Conditioning::Readout => ClassConditioning::Readout,
                 Conditioning::AdaLn => ClassConditioning::AdaLn,
             };
             let config = DitConfig { conditioning, ..FASHION_DIFFUSION };
-            train::diffusion(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.0), *discrimination_weight)?;
+            let start = start.as_ref().map(|path| weights(path)).transpose()?;
+            let special = DiffusionTraining { discrimination_weight: *discrimination_weight, start, is_augmented: *augmented };
+            train::diffusion(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.0), &special)?;
         }
         (None, Some(What::Bundle(finish))) => bundle(finish)?,
         (None, None) => return Err("name what to train: classifier, diffusion or bundle".into()),
     }
     Ok(())
+}
+
+fn weights(path: &Path) -> Result<Tensors, Box<dyn Error>> {
+    let bytes = std::fs::read(path).map_err(|error| format!("file {}: {error}", path.display()))?;
+    Ok(parameters::read(&bytes)?)
 }
 
 fn training(run: &Run, weight_decay: f32) -> TrainingRun {
@@ -174,7 +187,6 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     }
     let config = Config::load(&finish.dir.join("undrift.toml"), &[], std::iter::empty())?;
     let labels: Vec<String> = std::fs::read_to_string(&config.bundle.files.labels)?.lines().map(str::to_owned).collect();
-    let weights = |path: &Path| Ok::<_, Box<dyn Error>>(parameters::read(&std::fs::read(path)?)?);
     let classifier_config = config.bundle.classifier_config(labels.len());
     let bundle = Bundle {
         classifier: classifier_config.with_room(weights(&config.bundle.files.classifier)?)?,

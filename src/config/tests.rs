@@ -68,6 +68,7 @@ norm_pace = 0.05
 norm_own_share = 0.2
 domain_distance_max = 0.35
 stretched_view = true
+mirrored = true
 optimizer = { kind = "sgd", momentum = 0.9 }
 entropy = { weight = 1.0, margin = 0.4, cosine_max = 0.4 }
 gate = { memory_frames = 256.0, margin = 0.0, tolerance = 0.1, diversity_slack = 1.0, confidence_min = 0.5, consistency = 0.5, home_entropy_max = 1.5, by_camera = true }

@@ -312,6 +312,7 @@ pub fn published(config: &AdaptConfig) -> AdaptConfig {
         norm_pace: 0.0,
         norm_own_share: 0.0,
         stretched_view: false,
+        mirrored: false,
         optimizer: OptimizerConfig::Sgd { momentum: 0.9 },
         guard: GuardConfig::OPEN,
         condition: ConditionConfig { steps_per_window: 5, draws_per_step: 20, accumulation_steps: 9, same_noise: false },

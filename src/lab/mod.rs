@@ -1,9 +1,11 @@
 //! The offline lab: data, corruptions, training, evaluation. The daemon knows nothing of it.
 
+mod augmentation;
 pub mod baselines;
 pub mod contact_sheet;
 pub mod corruptions;
 pub mod dataset;
+mod dice;
 pub mod evaluate;
 pub mod folder;
 pub mod methods;
@@ -15,3 +17,4 @@ pub mod suite;
 pub mod summary;
 pub mod train;
 pub mod verify;
+mod warp;

@@ -53,7 +53,7 @@ pub struct Exam<'a> {
 
 impl<'a> Exam<'a> {
     pub fn new(bundle: &'a Bundle, config: &AdaptConfig, images: &'a Canary) -> Result<Self, SessionError> {
-        let views = (0..images.labels.len()).flat_map(|n| config.views(images.image(n))).collect();
+        let views = (0..images.labels.len()).flat_map(|n| config.views(images.image(n), bundle.classifier_config.image())).collect();
         let mut exam = Self { bundle, labels: &images.labels, views, source_accuracy: 0.0 };
         exam.source_accuracy = exam.accuracy(&bundle.classifier, exam.labels.len())?;
         Ok(exam)

@@ -70,7 +70,7 @@ pub fn measure(
     seed: u64,
 ) -> Result<Statistics, AdaptError> {
     let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier)?;
-    let judge = Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?;
+    let judge = Judge::of(bundle, config)?;
     let timesteps = &config.timesteps.iter().map(|&t| Timestep(t)).collect::<Vec<_>>();
     let planes = Planes::of(data, judge.model().config().trunk.image.height, seed);
     let logits = classifier.logits(&planes.images)?;
@@ -102,7 +102,7 @@ struct Trial {
 fn trials(bundle: &Bundle, config: &AdaptConfig, planes: &Planes) -> Result<Vec<Trial>, AdaptError> {
     let frozen = |weights: &Tensors| FrozenClassifier::new(&bundle.classifier_config, weights);
     let source = frozen(&bundle.classifier)?;
-    let likelihood_scale = Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?.likelihood_scale();
+    let likelihood_scale = Judge::of(bundle, config)?.likelihood_scale();
     let mut learner = Arc::new(source_state(&bundle.classifier, WeightsVersion(0)));
     let mut adapter = Adapter::new(bundle, config, &learner)?;
     let mut judgement = Judgement::default();
@@ -110,7 +110,7 @@ fn trials(bundle: &Bundle, config: &AdaptConfig, planes: &Planes) -> Result<Vec<
     let windows = planes.images.chunks(config.window * planes.elements()).zip(planes.keys.chunks(config.window));
     for ((index, (images, keys)), labels) in (0..).zip(windows).zip(planes.labels.chunks(config.window)) {
         let frame = |(image, &key)| {
-            let views = config.views(image);
+            let views = config.views(image, bundle.classifier_config.image());
             let source_logits = source.logits(&views)?;
             Ok::<_, AdaptError>(WindowFrame { camera: String::new(), key, views, source_logits, verdict: None })
         };

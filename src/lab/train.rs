@@ -2,6 +2,7 @@
 //!
 //! Invariant: what a run of N steps gives depends on the seed and the data alone, also when it was interrupted.
 
+use super::augmentation::augmented;
 use super::dataset::Labelled;
 use crate::diffusion::{Schedule, Timestep, stretch};
 use crate::kernels;
@@ -159,20 +160,42 @@ const TRAINING_TIMESTEPS: u32 = 550;
 /// to denoise.
 const DISCRIMINATION_WARMUP_STEPS: f64 = 1000.0;
 
+/// What is special in the training of a diffusion model.
+#[derive(Clone, Debug)]
+pub struct DiffusionTraining {
+    /// How far the cross entropy counts beside the denoising loss.
+    pub discrimination_weight: f64,
+    /// Weights to begin with; none begins with random ones.
+    pub start: Option<Tensors>,
+    /// Whether images change their shape and tone, and parts of them are hidden.
+    pub is_augmented: bool,
+}
+
 /// Trains a diffusion model: denoising loss of the true class, and, where one pass gives all classes, the cross entropy of
-/// the classifier that their errors make (logits: minus half the summed squared error), which counts `discrimination_weight`.
-pub fn diffusion(config: &DitConfig, data: &[Labelled], run: &TrainingRun, discrimination_weight: f64) -> Result<Tensors, TrainError> {
-    let first = Dit::initialize(config, run.seed)?;
-    let schedule = Schedule::linear(config.num_timesteps);
+/// the classifier that their errors make (logits: minus half the summed squared error).
+///
+/// # Errors
+/// `Parameters` where the weights to begin with are not those of `config`, and what training itself can end with.
+pub fn diffusion(config: &DitConfig, data: &[Labelled], run: &TrainingRun, training: &DiffusionTraining) -> Result<Tensors, TrainError> {
+    let random = Dit::initialize(config, run.seed)?;
+    let first = training.start.as_ref().unwrap_or(&random).clone();
+    parameters::check(&first, &random)?;
+    let (shape, schedule) = (config.trunk.image, Schedule::linear(config.num_timesteps));
     train(run, first, |parameters, step, rows| {
         let model = Dit::load(config, parameters)?;
-        let mut shard = Shard::draw(data, config.trunk.image, rows, NoiseKey::from_seed(run.seed, "batch", step));
-        shard.images.chunks_exact_mut(config.trunk.image.elements()).for_each(stretch);
+        let mut shard = Shard::draw(data, shape, rows.clone(), NoiseKey::from_seed(run.seed, "batch", step));
+        for (row, image) in rows.zip(shard.images.chunks_exact_mut(shape.elements())) {
+            if training.is_augmented {
+                let key = NoiseKey::from_seed(run.seed, "augmentation", step * run.batch as u64 + row as u64);
+                image.copy_from_slice(&augmented(image, shape, key));
+            }
+            stretch(image);
+        }
         let noised = Noised::of(&shard, config, &schedule, run.seed, step);
         let share = shard.labels.len() as f64 / run.batch as f64;
         match config.conditioning {
             ClassConditioning::Readout => {
-                let weight = discrimination_weight * (step as f64 / DISCRIMINATION_WARMUP_STEPS).min(1.0);
+                let weight = training.discrimination_weight * (step as f64 / DISCRIMINATION_WARMUP_STEPS).min(1.0);
                 joint_objective(run.batch, weight, config, &model, &shard, noised)
             }
             ClassConditioning::AdaLn => {

@@ -67,7 +67,7 @@ impl Adapter {
         let mut adapter = Self {
             timesteps: config.timesteps.iter().map(|&t| Timestep(t)).collect(),
             classifier: source_model,
-            judge: Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?,
+            judge: Judge::of(bundle, config)?,
             optimizer: Optimizer::new(config.optimizer),
             source_tensors: bundle.classifier.clone(),
             source_norm: norm(source.values().flatten().map(|&value| f64::from(value))),

@@ -2,6 +2,7 @@
 
 use super::optimizer::OptimizerConfig;
 use crate::diffusion::stretch;
+use crate::model::ImageShape;
 use crate::state::Hearing;
 use serde::{Deserialize, Serialize};
 
@@ -241,6 +242,9 @@ pub struct AdaptConfig {
     /// Whether the classifier looks at each frame a second time, with its intensities stretched to full range, as the diffusion
     /// model sees it. The mean of the logits counts.
     pub stretched_view: bool,
+    /// Whether every other draw judges the frame mirrored, and the stretched view is mirrored too: for models that were trained on
+    /// mirrored images. What errs one way does not err the other way alike, and it costs nothing.
+    pub mirrored: bool,
     pub optimizer: OptimizerConfig,
     pub entropy: EntropyConfig,
     pub gate: GateConfig,
@@ -267,12 +271,16 @@ impl AdaptConfig {
         }
     }
 
-    /// The views of an image (C, H, W), (V, C, H, W): as it was taken and, where that is configured, stretched to full range.
-    pub fn views(&self, image: &[f32]) -> Vec<f32> {
+    /// The views of an image (C, H, W), (V, C, H, W): as it was taken and, where that is configured, stretched to full range, and mirrored.
+    pub fn views(&self, image: &[f32], shape: ImageShape) -> Vec<f32> {
         let mut views = image.to_vec();
         if self.stretched_view {
             views.extend_from_slice(image);
-            stretch(&mut views[image.len()..]);
+            let second = &mut views[image.len()..];
+            stretch(second);
+            if self.mirrored {
+                shape.mirror(second);
+            }
         }
         views
     }

@@ -1,6 +1,8 @@
 //! The frozen diffusion model as a judge: which class explains a frame best, and how sure that is.
 
+use super::config::AdaptConfig;
 use super::objective::{copy_terms, mean_terms};
+use crate::bundle::Bundle;
 use crate::diffusion::{Schedule, Timestep, stretch, stretch_into};
 use crate::kernels::{self, GramTerms};
 use crate::model::{Dit, DitConfig, DitWorkspace, InferenceDit, ParameterError, Parameters, Tensors, published};
@@ -93,6 +95,8 @@ pub struct Judge {
     /// The same, forward only.
     inference: InferenceDit,
     schedule: Schedule,
+    /// Whether every other draw is of the mirrored image.
+    is_mirroring: bool,
     /// Buffers at rest: as many as there were threads at work at once.
     desks: Mutex<Vec<Desk>>,
 }
@@ -100,6 +104,8 @@ pub struct Judge {
 /// Buffers for the judgement of one draw.
 #[derive(Debug)]
 struct Desk {
+    /// (C, H, W)
+    x_start: Vec<f32>,
     /// (C, H, W)
     noise: Vec<f32>,
     /// (C, H, W)
@@ -120,8 +126,18 @@ impl Judge {
             model: Dit::load(config, &parameters)?,
             inference: InferenceDit::load(config, &parameters)?,
             schedule: Schedule::linear(config.num_timesteps),
+            is_mirroring: false,
             desks: Mutex::default(),
         })
+    }
+
+    /// The judge of a bundle, as it is configured.
+    ///
+    /// # Errors
+    /// Where the bundle's weights do not fit its configuration.
+    pub fn of(bundle: &Bundle, config: &AdaptConfig) -> Result<Self, ParameterError> {
+        let judge = Self::new(&bundle.diffusion_config, bundle.diffusion.clone())?;
+        Ok(Self { is_mirroring: config.mirrored, ..judge })
     }
 
     pub fn model(&self) -> &Dit {
@@ -144,7 +160,8 @@ impl Judge {
         0.5 * self.model.config().trunk.image.elements() as f64
     }
 
-    /// Verdicts on images (N, C, H, W), one draw at each of `timesteps`, noise by each image's key.
+    /// Verdicts on images (N, C, H, W), one draw at each of `timesteps`, noise by each image's key; every other draw is of the mirrored
+    /// image where that is configured.
     ///
     /// Forward passes only, one for each draw, on as many threads as there are: a single frame, which a camera waits for, has
     /// all cores at work.
@@ -181,9 +198,12 @@ impl Judge {
         draws.par_iter_mut().with_max_len(1).enumerate().for_each(|(index, terms)| {
             let (n, draw) = (index / timesteps.len(), index % timesteps.len());
             let mut desk = self.desks.lock().pop().unwrap_or_else(|| Desk::new(self.model.config()));
-            let Desk { noise, x_t, .. } = &mut desk;
-            let x_start = &x_start[n * elements..][..elements];
-            self.schedule.sample(keys[n], u32::try_from(draw).expect("at most 64 draws"), timesteps[draw], x_start, noise, x_t);
+            let Desk { x_start: judged, noise, x_t, .. } = &mut desk;
+            judged.copy_from_slice(&x_start[n * elements..][..elements]);
+            if self.is_mirroring && draw % 2 == 1 {
+                self.model.config().trunk.image.mirror(judged);
+            }
+            self.schedule.sample(keys[n], u32::try_from(draw).expect("at most 64 draws"), timesteps[draw], judged, noise, x_t);
             self.terms_into(terms, timesteps[draw], &mut desk);
             self.desks.lock().push(desk);
         });
@@ -193,7 +213,7 @@ impl Judge {
 
     /// Puts the Gram terms of the noised image and the noise that lie on the desk into `terms`.
     fn terms_into(&self, terms: &mut GramTerms, timestep: Timestep, desk: &mut Desk) {
-        let Desk { noise, x_t, patches, workspace } = desk;
+        let Desk { noise, x_t, patches, workspace, .. } = desk;
         let DitConfig { trunk, classes, .. } = self.model.config();
         trunk.patches_into(noise, patches);
         let pred_noise = self.inference.pred_noise_of_classes(x_t, timestep, workspace); // (T, K P)
@@ -204,7 +224,7 @@ impl Judge {
 impl Desk {
     fn new(config: &DitConfig) -> Self {
         let image = || vec![0f32; config.trunk.image.elements()];
-        Self { noise: image(), x_t: image(), patches: image(), workspace: DitWorkspace::new(config) }
+        Self { x_start: image(), noise: image(), x_t: image(), patches: image(), workspace: DitWorkspace::new(config) }
     }
 }
 
@@ -233,5 +253,23 @@ mod tests {
             copy.copy_from(used.verdicts.iter());
             assert_eq!(copy.verdicts, used.verdicts);
         }
+    }
+
+    #[test]
+    fn every_other_draw_judges_the_mirrored_image_where_that_is_configured() {
+        let bundle = tiny::bundle(1, ClassConditioning::Readout);
+        let judge = |mirrored| Judge::of(&bundle, &AdaptConfig { mirrored, ..tiny::config() }).expect("a judge");
+        let key = NoiseKey::from_seed(1, "judgement", 0);
+        let image: Vec<f32> = (0..64u8).map(|value| f32::from(value) / 63.0).collect();
+        let mut mirrored = image.clone();
+        bundle.diffusion_config.trunk.image.mirror(&mut mirrored);
+        let draws = |judge: &Judge, image: &[f32]| {
+            let mut judgement = Judgement::default();
+            judge.verdicts_into(&mut judgement, std::iter::once((key, image)), &[Timestep(10), Timestep(70), Timestep(10)]);
+            judgement.draws
+        };
+        let (plain, other) = (draws(&judge(false), &image), draws(&judge(false), &mirrored));
+        assert_eq!(draws(&judge(true), &image), [plain[0].clone(), other[1].clone(), plain[2].clone()]);
+        assert_ne!(plain[1], other[1]);
     }
 }

@@ -5,7 +5,7 @@ use super::frozen::FrozenClassifier;
 use super::objective::{argmax, mean_logits};
 use crate::bundle::Bundle;
 use crate::guard::canary::{Canary, Evidence};
-use crate::model::ParameterError;
+use crate::model::{ImageShape, ParameterError};
 use crate::noise::NoiseKey;
 use crate::observation::CanaryReport;
 use std::collections::BTreeMap;
@@ -17,6 +17,8 @@ const CANARY_DRAWS: u32 = 1 << 31;
 pub struct Lookout {
     canary: Canary,
     source: FrozenClassifier,
+    /// Of its images.
+    shape: ImageShape,
     /// Whether the source is right, of the images that were looked at.
     source_hits: BTreeMap<usize, bool>,
 }
@@ -31,7 +33,8 @@ impl Lookout {
             return Ok(None);
         }
         let source = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier)?;
-        Ok(Some(Self { canary: bundle.canary.clone(), source, source_hits: BTreeMap::new() }))
+        let shape = bundle.classifier_config.image();
+        Ok(Some(Self { canary: bundle.canary.clone(), source, shape, source_hits: BTreeMap::new() }))
     }
 
     /// Draws images by `key`, and takes into `evidence` who is right on them.
@@ -48,7 +51,7 @@ impl Lookout {
         let count = u32::try_from(self.canary.labels.len()).expect("a canary has fewer images than 2^32");
         for draw in 0..config.guard.canary_images {
             let image = key.uniform_below(CANARY_DRAWS + draw, count) as usize;
-            let views = config.views(self.canary.image(image));
+            let views = config.views(self.canary.image(image), self.shape);
             let is_right = |classifier: &FrozenClassifier| {
                 Ok::<_, ParameterError>(argmax(mean_logits(&classifier.logits(&views)?)) == self.canary.labels[image])
             };

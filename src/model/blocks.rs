@@ -21,6 +21,11 @@ impl ImageShape {
     pub fn elements(self) -> usize {
         self.channels * self.height * self.width
     }
+
+    /// Left for right, of images (N, C, H, W).
+    pub fn mirror(self, images: &mut [f32]) {
+        images.chunks_exact_mut(self.width).for_each(<[f32]>::reverse);
+    }
 }
 
 /// Sizes of the tokens and blocks.

@@ -56,7 +56,7 @@ impl Pipeline {
             prepared: BTreeMap::new(),
             judge: match config.answer_by {
                 AnswerBy::Classifier => None,
-                AnswerBy::Posterior => Some(Judge::new(&bundle.diffusion_config, bundle.diffusion.clone())?),
+                AnswerBy::Posterior => Some(Judge::of(bundle, config)?),
             },
             timesteps: config.timesteps.iter().map(|&timestep| Timestep(timestep)).collect(),
             is_source_serving: parameters::are_equal(&state.serving.weights, &bundle.classifier)?,

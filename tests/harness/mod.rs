@@ -471,6 +471,7 @@ norm_pace = 0.05
 norm_own_share = 0.2
 domain_distance_max = 0.35
 stretched_view = true
+mirrored = true
 [adapt.entropy]
 weight = 1.0
 margin = 0.4

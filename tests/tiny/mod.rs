@@ -85,6 +85,7 @@ pub fn config() -> AdaptConfig {
         norm_own_share: 0.2,
         domain_distance_max: 0.35,
         stretched_view: true,
+        mirrored: true,
         optimizer: OptimizerConfig::ADAM_W,
         entropy: EntropyConfig { weight: 0.0, margin: 0.4, cosine_max: 0.4 },
         gate: GateConfig {

@@ -3,11 +3,11 @@
 //! Pure, by key. Images are planes (C, H, W) in -1..=1; in here they are in 0..=1.
 //! Departures: hue and saturation stay, as frames may be grey; colour is jittered plane by plane.
 
-use super::dice::Dice;
+use crate::lab::dice::Dice;
+use crate::lab::warp::{Outside, Place, warp};
 use crate::model::ImageShape;
 use crate::noise::NoiseKey;
 use rayon::prelude::*;
-use std::f64::consts::PI;
 
 /// Which jitter of the public codes (`get_tta_transforms`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ fn jittered(image: &[f32], shape: ImageShape, jitter: Jitter, key: NoiseKey, pos
     values = warp(&values, shape, &jitter_of_place(shape, &mut dice), outside);
     let sigma = dice.between(0.001, 0.5);
     if dice.happens(0.5) {
-        mirror(&mut values, shape);
+        shape.mirror(&mut values);
     }
     if jitter == Jitter::Cotta {
         values = blur(&values, shape, sigma);
@@ -78,24 +78,6 @@ fn jitter_light(mut values: Vec<f32>, dice: &mut Dice) -> Vec<f32> {
     values
 }
 
-/// Where a pixel comes from: `matrix` (row by row) times its place about the centre, plus `shift`; pixels, (x, y).
-struct Place {
-    matrix: [f64; 4],
-    shift: [f64; 2],
-}
-
-impl Place {
-    /// A turn by `degrees` and a zoom by `scale`.
-    fn turn(degrees: f64, scale: f64, shift: [f64; 2]) -> Self {
-        let (sine, cosine) = (degrees * PI / 180.0).sin_cos();
-        Self { matrix: [cosine / scale, sine / scale, -sine / scale, cosine / scale], shift }
-    }
-
-    fn shift(shift: [f64; 2]) -> Self {
-        Self { matrix: [1.0, 0.0, 0.0, 1.0], shift }
-    }
-}
-
 /// Up to 15 degrees, a tenth of zoom, and a sixteenth of the padded side, which is twice the image's.
 fn jitter_of_place(shape: ImageShape, dice: &mut Dice) -> Place {
     let mut shift = |side: usize| {
@@ -104,53 +86,6 @@ fn jitter_of_place(shape: ImageShape, dice: &mut Dice) -> Place {
     };
     let shift = [shift(shape.width), shift(shape.height)];
     Place::turn(dice.between(-15.0, 15.0), dice.between(0.9, 1.1), shift)
-}
-
-/// What lies outside the image.
-#[derive(Clone, Copy)]
-enum Outside {
-    /// Its nearest pixel.
-    Edge,
-    /// Its mirror image about the last pixels.
-    Reflect,
-    Flat(f32),
-}
-
-/// Planes with each pixel taken from elsewhere, linear between pixels.
-fn warp(values: &[f32], shape: ImageShape, place: &Place, outside: Outside) -> Vec<f32> {
-    let (height, width) = (shape.height, shape.width);
-    let (middle_x, middle_y) = ((width - 1) as f64 / 2.0, (height - 1) as f64 / 2.0);
-    let [a, b, c, d] = place.matrix;
-    let mut warped = Vec::with_capacity(values.len());
-    for plane in values.chunks_exact(height * width) {
-        for y in 0..height {
-            for x in 0..width {
-                let (dx, dy) = (x as f64 - middle_x, y as f64 - middle_y);
-                let source = [middle_x + a * dx + b * dy + place.shift[0], middle_y + c * dx + d * dy + place.shift[1]];
-                warped.push(between_pixels(plane, (height, width), source, outside));
-            }
-        }
-    }
-    warped
-}
-
-fn between_pixels(plane: &[f32], (height, width): (usize, usize), [x, y]: [f64; 2], outside: Outside) -> f32 {
-    let pixel = |x: f64, y: f64| {
-        let (last_x, last_y) = ((width - 1) as f64, (height - 1) as f64);
-        match outside {
-            Outside::Flat(value) if !(0.0..=last_x).contains(&x) || !(0.0..=last_y).contains(&y) => value,
-            // Whole numbers within the image, or after one reflection.
-            Outside::Reflect => {
-                let reflected = |at: f64, last: f64| (last - (last - at.abs()).abs()).clamp(0.0, last) as usize;
-                plane[reflected(y, last_y) * width + reflected(x, last_x)]
-            }
-            _ => plane[y.clamp(0.0, last_y) as usize * width + x.clamp(0.0, last_x) as usize],
-        }
-    };
-    let (left, top) = (x.floor(), y.floor());
-    let (right_share, bottom_share) = ((x - left) as f32, (y - top) as f32);
-    let row = |y: f64| pixel(left, y) + right_share * (pixel(left + 1.0, y) - pixel(left, y));
-    row(top) + bottom_share * (row(top + 1.0) - row(top))
 }
 
 /// Gaussian blur over 5 x 5 pixels, edges continued.
@@ -168,10 +103,6 @@ fn blur(values: &[f32], shape: ImageShape, sigma: f64) -> Vec<f32> {
         blurred
     };
     along(&along(values, 1.0, 0.0), 0.0, 1.0)
-}
-
-fn mirror(values: &mut [f32], shape: ImageShape) {
-    values.chunks_exact_mut(shape.width).for_each(<[f32]>::reverse);
 }
 
 /// AugMix as MEMO uses it (zhangmarvin/memo, `cifar-10-exps/utils/third_party.py`): a random crop and mirror, mixed with
@@ -200,7 +131,7 @@ fn crop_and_mirror(values: &[f32], shape: ImageShape, dice: &mut Dice) -> Vec<f3
     let shift = [f64::from(dice.below(9)) - 4.0, f64::from(dice.below(9)) - 4.0];
     let mut cropped = warp(values, shape, &Place::shift(shift), Outside::Flat(0.0));
     if dice.happens(0.5) {
-        mirror(&mut cropped, shape);
+        shape.mirror(&mut cropped);
     }
     cropped
 }
@@ -276,21 +207,6 @@ mod tests {
     }
 
     #[test]
-    fn staying_in_place_changes_nothing_and_a_shift_moves_by_pixels() {
-        assert_eq!(warp(&ramp(), SHAPE, &Place::turn(0.0, 1.0, [0.0; 2]), Outside::Edge), ramp());
-        let shifted = warp(&ramp(), SHAPE, &Place::shift([1.0, 0.0]), Outside::Flat(0.5));
-        assert_eq!((shifted[0], shifted[5]), (ramp()[1], 0.5));
-    }
-
-    #[test]
-    fn a_quarter_turn_four_times_is_none() {
-        let turned = (0..4).fold(ramp(), |values, _| warp(&values, SHAPE, &Place::turn(90.0, 1.0, [0.0; 2]), Outside::Edge));
-        for (turned, original) in turned.iter().zip(ramp()) {
-            assert!((turned - original).abs() < 1e-5, "{turned} against {original}");
-        }
-    }
-
-    #[test]
     fn blur_keeps_a_flat_image_and_lowers_a_point() {
         assert!(blur(&[0.3; 36], SHAPE, 0.5).iter().all(|value| (value - 0.3).abs() < 1e-6));
         let mut point = vec![0.0; 36];
@@ -331,15 +247,6 @@ mod tests {
         assert_ne!(first, second);
         // Ten standard deviations, of values that lie in -1..=1.
         assert!(first.iter().zip(&second).all(|(a, b)| (a - b).abs() < 0.1), "{first:?} and {second:?}");
-    }
-
-    #[test]
-    fn what_lies_outside_is_the_edge_its_mirror_image_or_flat() {
-        let shifted = |outside| warp(&ramp(), SHAPE, &Place::shift([2.0, 0.0]), outside)[3..6].to_vec();
-        let ramp = ramp();
-        assert_eq!(shifted(Outside::Edge), [ramp[5], ramp[5], ramp[5]]);
-        assert_eq!(shifted(Outside::Reflect), [ramp[5], ramp[4], ramp[3]]);
-        assert_eq!(shifted(Outside::Flat(0.5)), [ramp[5], 0.5, 0.5]);
     }
 
     #[test]

@@ -7,11 +7,11 @@
 //! windows to 64 frames.
 
 use super::competitor::{ByNorm, Competitor, Context, Setting};
-use super::dice::Dice;
 use super::diffusion_classifier::verdicts;
 use super::losses::{candidate_score, scaled};
 use super::student::Student;
 use crate::diffusion::Timestep;
+use crate::lab::dice::Dice;
 use crate::learner::objective::{argmax, softmax};
 use crate::learner::{AdaptError, Judge, OptimizerConfig, TrainablePart};
 

@@ -10,7 +10,6 @@
 mod augment;
 mod competitor;
 mod cotta;
-mod dice;
 mod diffusion_classifier;
 mod dusa;
 mod eata;

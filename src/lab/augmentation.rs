@@ -1,0 +1,115 @@
+//! What the diffusion model may see in training beside the images themselves: other shapes, other tones, and parts that are hidden.
+//!
+//! A judge that has seen nothing but clean images agrees with itself on nonsense where a picture is unlike them. None of this is what a
+//! method is tested under: no turn, no noise, no blur, no weather, no uneven light, nothing that has the outline of a thing.
+
+use super::dice::Dice;
+use super::warp::{Outside, Place, warp};
+use crate::model::ImageShape;
+use crate::noise::NoiseKey;
+
+const BLACK: f32 = -1.0;
+
+/// How often an image changes its shape, and how far: the logarithm of its size and of its aspect ratio, and the tangent of its slant.
+const SHAPE_PROBABILITY: f64 = 0.7;
+const SIZE: f64 = 0.25;
+const ASPECT: f64 = 0.2;
+const SLANT: f64 = 0.25;
+
+/// How often it changes its tone, and the logarithm of the exponent.
+const TONE_PROBABILITY: f64 = 0.5;
+const TONE: f64 = 0.8;
+
+/// How often parts are hidden behind rectangles of one level each (random erasing, arXiv 1708.04896): at most so many, their sides as
+/// shares of the image's.
+const ERASING_PROBABILITY: f64 = 0.6;
+const ERASED_MAX: u32 = 3;
+const ERASED_SIDE: (f64, f64) = (0.06, 0.4);
+
+/// An image (C, H, W) in -1..=1 as `key` changes it.
+pub fn augmented(image: &[f32], shape: ImageShape, key: NoiseKey) -> Vec<f32> {
+    let mut dice = Dice::new(key);
+    let mut image = if dice.happens(SHAPE_PROBABILITY) { reshaped(image, shape, &mut dice) } else { image.to_vec() };
+    if dice.happens(TONE_PROBABILITY) {
+        let exponent = dice.between(-TONE, TONE).exp() as f32;
+        image.iter_mut().for_each(|value| *value = 2.0 * ((*value + 1.0) / 2.0).clamp(0.0, 1.0).powf(exponent) - 1.0);
+    }
+    if dice.happens(ERASING_PROBABILITY) {
+        (0..=dice.below(ERASED_MAX)).for_each(|_| erase(&mut image, shape, &mut dice));
+    }
+    image
+}
+
+/// Larger or smaller, wider or higher, and slanting.
+fn reshaped(image: &[f32], shape: ImageShape, dice: &mut Dice) -> Vec<f32> {
+    let (size, aspect) = (dice.between(-SIZE, SIZE), dice.between(-ASPECT, ASPECT));
+    let (across, down) = ((size + aspect).exp(), (size - aspect).exp());
+    let mut slant = || dice.between(-SLANT, SLANT);
+    let matrix = [across, across * slant(), down * slant(), down];
+    warp(image, shape, &Place { matrix, shift: [0.0; 2] }, Outside::Flat(BLACK))
+}
+
+/// Hides a rectangle behind one level, anywhere.
+fn erase(image: &mut [f32], shape: ImageShape, dice: &mut Dice) {
+    let mut range = |length: usize| {
+        let side = (length as f64 * dice.between(ERASED_SIDE.0, ERASED_SIDE.1)).ceil();
+        // A position that is not negative, within the image.
+        let start = dice.between(0.0, length as f64 - side) as usize;
+        start..start + side as usize
+    };
+    let (rows, columns) = (range(shape.height), range(shape.width));
+    let level = dice.between(-1.0, 1.0) as f32;
+    for plane in image.chunks_exact_mut(shape.height * shape.width) {
+        plane.chunks_exact_mut(shape.width).take(rows.end).skip(rows.start).for_each(|row| row[columns.clone()].fill(level));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: ImageShape = ImageShape { channels: 2, height: 9, width: 7 };
+
+    fn dice(index: u64) -> Dice {
+        Dice::new(NoiseKey::from_seed(1, "augmentation test", index))
+    }
+
+    #[test]
+    fn an_augmented_image_stays_in_range_and_follows_its_key() {
+        let image: Vec<f32> = (0..126u8).map(|i| f32::from(i) / 62.5 - 1.0).collect();
+        let key = |index| NoiseKey::from_seed(1, "augmentation test", index);
+        let of_key = |index| augmented(&image, SHAPE, key(index));
+        for index in 0..100 {
+            let changed = of_key(index);
+            assert!(changed.iter().all(|value| (-1.0..=1.0).contains(value)), "{index}: {changed:?}");
+            assert_eq!(changed, of_key(index));
+        }
+        let kept = (0..1000).filter(|&index| of_key(index) == image).count();
+        // 0.3 x 0.5 x 0.4 of a thousand are 60; five standard deviations are 38.
+        assert!((22..=98).contains(&kept), "{kept} of 1000 images are as they were");
+    }
+
+    #[test]
+    fn a_rectangle_of_one_level_is_hidden_and_nothing_else() {
+        for index in 0..100 {
+            let mut image = vec![2.0; SHAPE.elements()];
+            erase(&mut image, SHAPE, &mut dice(index));
+            let places: Vec<usize> = (0..image.len()).filter(|&place| image[place] != 2.0).collect();
+            let (rows, columns) = (places.iter().map(|p| p / 7 % 9), places.iter().map(|p| p % 7));
+            let extent = |of: &mut dyn Iterator<Item = usize>| {
+                let (low, high) = of.fold((usize::MAX, 0), |(low, high), at| (low.min(at), high.max(at)));
+                high - low + 1
+            };
+            let (high, wide) = (extent(&mut rows.into_iter()), extent(&mut columns.into_iter()));
+            assert_eq!(places.len(), SHAPE.channels * high * wide, "{index}: one rectangle, in each plane");
+            assert!(high <= 4 && wide <= 3, "{index}: {high} by {wide}, of 9 by 7 at most 0.4, rounded up");
+            assert!(places.iter().all(|&place| image[place] == image[places[0]]), "{index}: one level");
+        }
+    }
+
+    #[test]
+    fn black_stays_black_when_a_shape_changes() {
+        let flat = vec![BLACK; SHAPE.elements()];
+        assert!((0..20).all(|index| reshaped(&flat, SHAPE, &mut dice(index)) == flat));
+    }
+}
