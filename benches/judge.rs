@@ -124,7 +124,7 @@ impl Subject {
         let bundle = read_bundle(&config).expect("the shipped bundle");
         let parameters = Parameters::frozen(bundle.diffusion.clone());
         Self {
-            judge: Judge::new(&bundle.diffusion_config, bundle.diffusion.clone()).expect("the shipped judge"),
+            judge: Judge::of(&bundle, &config.adapt).expect("the shipped judge"),
             inference: InferenceDit::load(&bundle.diffusion_config, &parameters).expect("the shipped judge"),
             workspaces: Mutex::default(),
             config: bundle.diffusion_config,

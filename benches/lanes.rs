@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 use undrift::bundle::Bundle;
 use undrift::config::Config;
-use undrift::diffusion::{Schedule, Timestep, stretch};
+use undrift::diffusion::{Schedule, Timestep};
 use undrift::frame::WeightsVersion;
 use undrift::kernels::{self, AttentionWorkspace, Finish, Matrix, Panels};
 use undrift::learner::{AdaptConfig, Adapter, FrozenClassifier, GateConfig, Judgement, source_state};
@@ -165,7 +165,7 @@ fn classifier(criterion: &mut Criterion) {
 
 fn judge(criterion: &mut Criterion) {
     let (bundle, adapt) = shipped();
-    let (adapter, window) = (adapter(&bundle, &adapt), window(&bundle, adapt.window));
+    let (adapter, window) = (adapter(&bundle, &adapt), window(&bundle, &adapt));
     let mut judgement = Judgement::default();
     let mut group = criterion.benchmark_group("judge");
     group.bench_function("a frame", |bencher| bencher.iter(|| adapter.judge_into(&mut judgement, &window[..1])));
@@ -177,7 +177,7 @@ fn learn(criterion: &mut Criterion) {
     // The gate is open: a window of noise is learned from, too.
     let gate = GateConfig { margin: -1.0, diversity_slack: 1.0, tolerance: 1.0, consistency: 0.0, ..adapt.gate };
     let adapt = AdaptConfig { gate, ..adapt };
-    let (mut adapter, window) = (adapter(&bundle, &adapt), window(&bundle, adapt.window));
+    let (mut adapter, window) = (adapter(&bundle, &adapt), window(&bundle, &adapt));
     let mut judgement = Judgement::default();
     adapter.judge_into(&mut judgement, &window);
     let mut learn = || {
@@ -192,16 +192,16 @@ fn adapter(bundle: &Bundle, adapt: &AdaptConfig) -> Adapter {
 }
 
 /// Frames of noise.
-fn window(bundle: &Bundle, frames: usize) -> Vec<WindowFrame> {
+fn window(bundle: &Bundle, adapt: &AdaptConfig) -> Vec<WindowFrame> {
     let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier).expect("a classifier");
-    let elements = bundle.classifier_config.image().elements();
+    let shape = bundle.classifier_config.image();
     let frame = |index| {
         let key = NoiseKey::from_seed(1, "bench", index);
-        let mut views = vec![0f32; 2 * elements];
-        key.fill_normal(u32::MAX, &mut views);
-        stretch(&mut views[elements..]);
+        let mut image = vec![0f32; shape.elements()];
+        key.fill_normal(u32::MAX, &mut image);
+        let views = adapt.views(&image, shape);
         let source_logits = classifier.logits(&views).expect("logits");
         WindowFrame { camera: "cam".to_owned(), key, views, source_logits, verdict: None }
     };
-    (0u64..).take(frames).map(frame).collect()
+    (0u64..).take(adapt.window).map(frame).collect()
 }

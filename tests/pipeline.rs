@@ -9,11 +9,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use undrift::by_camera::ByCamera;
 use undrift::frame::{ClassIndex, Frame, FrameSeq};
-use undrift::learner::{AdaptConfig, Adapter, AnswerBy, AnswerTime};
+use undrift::learner::{AdaptConfig, Adapter, AnswerBy, AnswerTime, Judgement};
 use undrift::model::ClassConditioning;
 use undrift::noise::NoiseSecret;
 use undrift::observation::{Observation, SkipReason};
-use undrift::pipeline::{Adapted, Decision, Effect, Event, OutputShape, Pipeline, Scheduled, Start};
+use undrift::pipeline::{Adapted, Decision, Effect, Event, Job, OutputShape, Pipeline, Scheduled, Start, WindowFrame};
 use undrift::prediction::Prediction;
 use undrift::state::{DurableState, Hearing};
 
@@ -393,6 +393,20 @@ fn a_decision_between_two_windows_is_in_the_state_at_once() {
     run.decide(Decision::Adapt { enabled: false });
     let resumed = Run::start(1, &tiny::config(), Some(run.pipeline.state()));
     assert_eq!(resumed.pipeline.status().adapt, "off");
+}
+
+#[test]
+fn both_lanes_judge_a_frame_alike() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    let event = |index| Event::Frame { frame: Box::new(frame(1, index)), is_overloaded: false };
+    let effects = (0..tiny::config().window as u64).flat_map(|index| run.pipeline.apply(event(index)).expect("no fatal error"));
+    let job = effects.filter_map(|effect| if let Effect::Adapt(job) = effect { Some(job) } else { None }).last();
+    let Some(Job::Window { frames: judged, .. }) = job else { panic!("a window is full") };
+    let unjudged: Vec<WindowFrame> = judged.iter().cloned().map(|frame| WindowFrame { verdict: None, ..frame }).collect();
+    let mut judgement = Judgement::default();
+    run.adapter.judge_into(&mut judgement, &unjudged);
+    let of_answers: Vec<_> = judged.into_iter().filter_map(|frame| frame.verdict).collect();
+    assert_eq!(judgement.verdicts, of_answers);
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod heap;
 use std::path::Path;
 use undrift::bundle::Bundle;
 use undrift::config::Config;
-use undrift::diffusion::stretch;
 use undrift::frame::WeightsVersion;
 use undrift::learner::{Adapter, FrozenClassifier, Judgement, source_state};
 use undrift::noise::NoiseKey;
@@ -24,12 +23,12 @@ fn shipped() -> (Config, Bundle) {
 /// Frames of noise that no answer has asked the judge about.
 fn unjudged(config: &Config, bundle: &Bundle) -> Vec<WindowFrame> {
     let source = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier).expect("a classifier");
-    let elements = bundle.classifier_config.image().elements();
+    let shape = bundle.classifier_config.image();
     let frame = |index| {
         let key = NoiseKey::from_seed(1, "steady", index);
-        let mut views = vec![0f32; 2 * elements];
-        key.fill_normal(u32::MAX, &mut views);
-        stretch(&mut views[elements..]);
+        let mut image = vec![0f32; shape.elements()];
+        key.fill_normal(u32::MAX, &mut image);
+        let views = config.adapt.views(&image, shape);
         let source_logits = source.logits(&views).expect("logits");
         WindowFrame { camera: "cam".to_owned(), key, views, source_logits, verdict: None }
     };

@@ -48,7 +48,7 @@ enum What {
         /// Weight of the cross entropy against the denoising loss
         #[arg(long, default_value_t = 0.2)]
         discrimination_weight: f64,
-        /// Safetensors file of weights to begin with, in place of random ones
+        /// Safetensors file of weights to begin with, in place of random ones; the state beside --out goes before it
         #[arg(long)]
         start: Option<PathBuf>,
         /// Change the shape and the tone of images, and hide parts of them
@@ -152,9 +152,9 @@ pub fn run(command: &Train) -> Result<(), Box<dyn Error>> {
                 Conditioning::AdaLn => ClassConditioning::AdaLn,
             };
             let config = DitConfig { conditioning, ..FASHION_DIFFUSION };
-            let start = start.as_ref().map(|path| weights(path)).transpose()?;
-            let special = DiffusionTraining { discrimination_weight: *discrimination_weight, start, is_augmented: *augmented };
-            train::diffusion(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.0), &special)?;
+            let start = start.as_ref().map(|path| read_weights(path)).transpose()?;
+            let objective = DiffusionTraining { discrimination_weight: *discrimination_weight, start, is_augmented: *augmented };
+            train::diffusion(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.0), &objective)?;
         }
         (None, Some(What::Bundle(finish))) => bundle(finish)?,
         (None, None) => return Err("name what to train: classifier, diffusion or bundle".into()),
@@ -162,9 +162,9 @@ pub fn run(command: &Train) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn weights(path: &Path) -> Result<Tensors, Box<dyn Error>> {
+fn read_weights(path: &Path) -> Result<Tensors, Box<dyn Error>> {
     let bytes = std::fs::read(path).map_err(|error| format!("file {}: {error}", path.display()))?;
-    Ok(parameters::read(&bytes)?)
+    Ok(parameters::read(&bytes).map_err(|error| format!("file {}: {error}", path.display()))?)
 }
 
 fn training(run: &Run, weight_decay: f32) -> TrainingRun {
@@ -189,10 +189,10 @@ fn bundle(finish: &Finish) -> Result<(), Box<dyn Error>> {
     let labels: Vec<String> = std::fs::read_to_string(&config.bundle.files.labels)?.lines().map(str::to_owned).collect();
     let classifier_config = config.bundle.classifier_config(labels.len());
     let bundle = Bundle {
-        classifier: classifier_config.with_room(weights(&config.bundle.files.classifier)?)?,
+        classifier: classifier_config.with_room(read_weights(&config.bundle.files.classifier)?)?,
         classifier_config,
         diffusion_config: config.bundle.diffusion_config(labels.len()),
-        diffusion: weights(&config.bundle.files.diffusion)?,
+        diffusion: read_weights(&config.bundle.files.diffusion)?,
         labels,
         statistics: Statistics::default(),
         canary: Canary::default(),

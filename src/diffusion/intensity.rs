@@ -2,7 +2,7 @@
 //!
 //! A stretch between two quantiles takes back what light and exposure add and scale (brightness, contrast, haze) and
 //! leaves a picture with full range as it is. It is what lets the diffusion model judge frames whose intensities it was
-//! never trained on; the classifier gets the frame as the camera took it, and has to learn.
+//! never trained on; the classifier sees the frame as the camera took it, too.
 
 /// Values up to this quantile become black.
 const LOW_QUANTILE: f64 = 0.05;

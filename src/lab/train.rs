@@ -1,6 +1,6 @@
 //! Training of the two models of a bundle: seeded, resumable, with a moving average of the weights.
 //!
-//! Invariant: what a run of N steps gives depends on the seed and the data alone, also when it was interrupted.
+//! Invariant: what a run of N steps gives depends on seed, data, settings and first weights alone, also when it was interrupted.
 
 use super::augmentation::augmented;
 use super::dataset::Labelled;
@@ -420,4 +420,43 @@ fn hits(logits: &Tensor, labels: &[u32]) -> candle_core::Result<f32> {
     let answers = logits.argmax(1)?.to_vec1::<u32>()?;
     let hits = answers.iter().zip(labels).filter(|(answer, label)| answer == label).count();
     Ok(hits as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::ClassIndex;
+    use crate::tiny;
+    use tempfile::TempDir;
+
+    /// What so many steps on four images make of the tiny bundle's diffusion model.
+    fn trained(steps: u64, start: Option<Tensors>, is_augmented: bool) -> Result<Tensors, TrainError> {
+        let folder = TempDir::new().expect("temporary folders can be made");
+        let out = folder.path().join("diffusion.safetensors");
+        let run = TrainingRun { seed: 1, steps, batch: 4, learning_rate: 1e-2, weight_decay: 0.0, out };
+        let data: Vec<Labelled> = (0..4u32).map(|n| Labelled { image: tiny::image(1, u64::from(n)), label: ClassIndex(n % 3) }).collect();
+        let config = tiny::bundle(1, ClassConditioning::Readout).diffusion_config;
+        diffusion(&config, &data, &run, &DiffusionTraining { discrimination_weight: 0.2, start, is_augmented })
+    }
+
+    fn values(tensors: &Tensors) -> BTreeMap<String, Vec<f32>> {
+        let of = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("tensors of f32");
+        tensors.iter().map(|(name, tensor)| (name.clone(), of(tensor))).collect()
+    }
+
+    #[test]
+    fn training_begins_with_the_weights_that_are_given() {
+        let start = tiny::bundle(1, ClassConditioning::Readout).diffusion;
+        assert_eq!(values(&trained(0, Some(start.clone()), false).expect("no step")), values(&start));
+        let of_three_channels = tiny::bundle(3, ClassConditioning::Readout).diffusion;
+        let refused = trained(0, Some(of_three_channels), false);
+        assert!(matches!(refused, Err(TrainError::Parameters(ParameterError::Shape { .. }))), "{refused:?}");
+    }
+
+    #[test]
+    fn augmented_images_teach_something_else() {
+        let plain = || values(&trained(2, None, false).expect("two steps"));
+        assert_eq!(plain(), plain());
+        assert_ne!(plain(), values(&trained(2, None, true).expect("two steps")));
+    }
 }

@@ -243,7 +243,8 @@ pub struct AdaptConfig {
     /// model sees it. The mean of the logits counts.
     pub stretched_view: bool,
     /// Whether every other draw judges the frame mirrored, and the stretched view is mirrored too: for models that were trained on
-    /// mirrored images. What errs one way does not err the other way alike, and it costs nothing.
+    /// mirrored images. What errs one way does not err the other way alike, and it costs no pass. The draws of `condition` stay as they
+    /// are. The bundle's statistics are measured with it.
     pub mirrored: bool,
     pub optimizer: OptimizerConfig,
     pub entropy: EntropyConfig,
@@ -361,5 +362,26 @@ impl AdaptConfig {
             true => Ok(()),
             false => Err(AdaptRangeError { field: "optimizer", value: format!("{:?}", self.optimizer), range }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tiny;
+
+    #[test]
+    fn the_second_view_is_stretched_and_mirrored_where_that_is_configured() {
+        let shape = ImageShape { channels: 1, height: 2, width: 3 };
+        let image = [-0.4, 0.0, 0.4, 0.4, 0.0, -0.4];
+        let views = |stretched_view, mirrored| AdaptConfig { stretched_view, mirrored, ..tiny::config() }.views(&image, shape);
+        let (mut stretched, mut mirrored) = (image, image);
+        stretch(&mut stretched);
+        mirrored.copy_from_slice(&stretched);
+        shape.mirror(&mut mirrored);
+        assert_ne!(stretched, mirrored);
+        assert_eq!(views(false, true), image);
+        assert_eq!(views(true, false), [image, stretched].concat());
+        assert_eq!(views(true, true), [image, mirrored].concat());
     }
 }

@@ -116,7 +116,7 @@ struct Desk {
 }
 
 impl Judge {
-    /// A judge of `tensors` in our layout or the [`published`] one.
+    /// A judge of `tensors` in our layout or the [`published`] one, all of whose draws are of the image as it is.
     ///
     /// # Errors
     /// Where the tensors are not those of `config`.

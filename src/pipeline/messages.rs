@@ -64,7 +64,8 @@ pub struct WindowFrame {
     pub camera: String,
     /// Key of the noise that the judge adds.
     pub key: NoiseKey,
-    /// (V, C, H, W), -1..=1: the views of the frame, as it was taken and, where that is configured, stretched to full range.
+    /// (V, C, H, W), -1..=1: the views of the frame, as it was taken and, where that is configured, stretched to full range and
+    /// mirrored.
     pub views: Vec<f32>,
     /// Of the source classifier, (V, K).
     pub source_logits: Vec<Vec<f64>>,

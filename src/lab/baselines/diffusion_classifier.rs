@@ -2,7 +2,7 @@
 //! diffusion-classifier/diffusion-classifier, `eval_prob_adaptive.py`).
 //!
 //! No classifier, no weight that changes; each frame on its own. Noise is shared by the classes, as there. Departure: one
-//! draw at each configured timestep, where the paper takes hundreds over all timesteps and drops classes on the way.
+//! draw at each configured timestep, where the paper takes hundreds over all timesteps and drops classes on the way. No draw is mirrored.
 
 use super::competitor::{Competitor, Context, Setting};
 use crate::diffusion::Timestep;

@@ -1,6 +1,7 @@
 //! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; eighteen more came later.
 //!
-//! They stand for the unknown: nothing may be chosen by how it does on them, and their constants stay as they are. Lengths are shares of
+//! They stood for the unknown until settings were chosen on them; of the sets that came later the fourth alone is one on which nothing was.
+//! Their constants stay as they are. Lengths are shares of
 //! the image's side, so that the strength is that of the picture, not of its pixels.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 

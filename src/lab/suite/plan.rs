@@ -24,7 +24,7 @@ pub enum Section {
     Streams,
     /// The main table under the other constants.
     OtherConstants,
-    /// Corruptions on which nothing was chosen.
+    /// Corruptions outside the nineteen.
     HeldOut,
     /// Slow methods, and what is compared with them on the same frames.
     Slow,
