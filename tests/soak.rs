@@ -21,8 +21,8 @@ const SAMPLES: u64 = 20;
 const WARM: u64 = 8192;
 /// Frames that may wait for their answers.
 const AHEAD: u64 = 32;
-/// Bytes of resident memory: the allocator takes and gives back up to 5 MiB at a time.
-const RESIDENT_GROWTH_MAX: f64 = (6 << 20) as f64;
+/// Bytes of resident memory, half of what may be gained in a whole run: the allocator takes and gives back a few MiB at a time.
+const RESIDENT_GROWTH_MAX: f64 = (4 << 20) as f64;
 
 /// The heap is counted for the whole process: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
