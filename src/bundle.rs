@@ -15,13 +15,13 @@ pub struct Moments {
 /// What speaks for an answer, without labels; each is a share, 0..=1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grounds {
-    /// Its probability to both models, the classifier's logits brought to one spread: what is learned makes them larger, and the answers
+    /// Its probability to the classifier, whose logits are brought to one spread: what is learned makes them larger, and the answers
     /// are no more often right for that.
-    pub posterior: f64,
-    /// The same to the judge alone, at twice the temperature, so that few are too near to 1 to be told apart.
+    pub classifier: f64,
+    /// Its probability to the judge, at a temperature at which few are too near to 1 to be told apart.
     pub judge: f64,
-    /// Of the judge's draws with each other, lately: on frames that both models get wrong both are sure of themselves, and the draws
-    /// agree less.
+    /// Of the judge's draws with the classifier, lately: on frames that both models get wrong each is sure of itself, and they agree
+    /// less.
     pub agreement: f64,
 }
 
@@ -30,7 +30,7 @@ pub struct Grounds {
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
     pub intercept: f64,
-    pub by_posterior: f64,
+    pub by_classifier: f64,
     pub by_judge: f64,
     pub by_agreement: f64,
 }
@@ -38,8 +38,8 @@ pub struct Calibration {
 impl Calibration {
     /// 0..=1
     pub fn accuracy(&self, grounds: &Grounds) -> f64 {
-        let Grounds { posterior, judge, agreement } = grounds.log_odds();
-        let logit = self.intercept + self.by_posterior * posterior + self.by_judge * judge + self.by_agreement * agreement;
+        let Grounds { classifier, judge, agreement } = grounds.log_odds();
+        let logit = self.intercept + self.by_classifier * classifier + self.by_judge * judge + self.by_agreement * agreement;
         1.0 / (1.0 + (-logit).exp())
     }
 }
@@ -51,7 +51,7 @@ impl Grounds {
             let share = share.clamp(1e-3, 1.0 - 1e-3);
             (share / (1.0 - share)).ln()
         };
-        Self { posterior: log_odds(self.posterior), judge: log_odds(self.judge), agreement: log_odds(self.agreement) }
+        Self { classifier: log_odds(self.classifier), judge: log_odds(self.judge), agreement: log_odds(self.agreement) }
     }
 }
 

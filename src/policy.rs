@@ -160,7 +160,7 @@ impl Part<'_> {
         let pace = pace(self.frames().count(), config);
         let averages = &mut gate.averages;
         let agreement = |answer: &dyn Fn(usize) -> usize| mean(self.frames(), |n| evidence.verdicts[n].share_naming(answer(n)));
-        let draws = update(averages, "draw_agreement", draw_agreement(evidence, self.frames()), pace);
+        let draws = update(averages, "draw_agreement", mean(self.frames(), |n| evidence.verdicts[n].draw_agreement()), pace);
         let mut best_view = |name: &str, rows: &[Vec<f64>]| {
             let answer = |n: usize, view: usize| argmax(&evidence.of_frame(rows, n)[view]);
             let of_view = |view| update(averages, format_args!("{name} view {view}"), agreement(&|n| answer(n, view)), pace);
@@ -169,7 +169,7 @@ impl Part<'_> {
         let source_best = best_view("source_agreement", evidence.source_logits);
         let adapted_best = best_view("adapted_agreement", evidence.logits);
         let source = update(averages, "source_agreement", agreement(&|n| argmax(evidence.mean_source_logits(n))), pace);
-        let adapted = update(averages, "adapted_agreement", agreement(&|n| argmax(evidence.mean_logits(n))), pace);
+        let adapted = update(averages, "adapted_agreement", classifier_agreement(evidence, self.frames()), pace);
         let classes = evidence.source_logits.first().map_or(1, Vec::len);
         let mut diversity = |name: &str, share: &dyn Fn(usize, usize) -> f64| {
             let of_class = |k| mean(self.frames(), |n| share(n, k));
@@ -204,9 +204,9 @@ impl Part<'_> {
     }
 }
 
-/// Share of pairs of draws that name the same class, mean of `frames`.
-fn draw_agreement(evidence: &Evidence, frames: impl Iterator<Item = usize> + Clone) -> f64 {
-    mean(frames, |n| evidence.verdicts[n].draw_agreement())
+/// Share of the draws that name what the classifier that learns names, mean of `frames`.
+fn classifier_agreement(evidence: &Evidence, frames: impl Iterator<Item = usize> + Clone) -> f64 {
+    mean(frames, |n| evidence.verdicts[n].share_naming(argmax(evidence.mean_logits(n))))
 }
 
 /// By which share of the way `frames` move an average.
@@ -269,8 +269,9 @@ const TAUGHT_PACE: f64 = 0.1;
 
 /// The answer to frame `n`, by what `state` says before the window is ruled on, and what speaks for it.
 pub fn ground(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n: usize) -> (usize, Grounds) {
-    const SPREAD: f64 = 1.5;
-    const TEMPERATURE: f64 = 2.0;
+    // Nearly as spread as those of a classifier that has learned nothing.
+    const SPREAD: f64 = 2.0;
+    const TEMPERATURE: f64 = 4.0;
     let (errors, scale) = (&evidence.verdicts[n].errors, evidence.likelihood_scale);
     let hearing = state.hearing_at(&evidence.cameras[n]);
     let judge_weight = if config.answer_by == AnswerBy::Posterior { config.answer_weight(hearing) } else { 0.0 };
@@ -278,13 +279,13 @@ pub fn ground(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n:
         Hearing::Home => argmax(posterior(evidence.mean_source_logits(n), errors, 1.0, judge_weight * scale)),
         Hearing::Little | Hearing::Full => argmax(posterior(evidence.mean_logits(n), errors, 1.0, judge_weight * scale)),
     };
-    let share = |prior_weight: f64, temperature: f64| {
-        let mut shares = posterior(standardized(evidence.mean_logits(n)), errors, prior_weight, judge_weight * scale / temperature);
+    let share = |spread: f64, scale: f64| {
+        let mut shares = posterior(standardized(evidence.mean_logits(n)), errors, spread, scale);
         shares.nth(answer).expect("both models have the same classes")
     };
-    let agreement = state.common.averages.get("draw_agreement").copied();
-    let agreement = agreement.unwrap_or_else(|| draw_agreement(evidence, 0..evidence.verdicts.len()));
-    (answer, Grounds { posterior: share(SPREAD, 1.0), judge: share(0.0, TEMPERATURE), agreement })
+    let agreement = state.common.averages.get("adapted_agreement").copied();
+    let agreement = agreement.unwrap_or_else(|| classifier_agreement(evidence, 0..evidence.verdicts.len()));
+    (answer, Grounds { classifier: share(SPREAD, 0.0), judge: share(0.0, scale / TEMPERATURE), agreement })
 }
 
 /// Moves the average `name` towards `value`, by the share `pace` of the way; the first value starts it.
@@ -353,7 +354,7 @@ mod tests {
     }
 
     fn statistics() -> Statistics {
-        let calibration = Calibration { intercept: 0.1, by_posterior: 0.7, by_judge: 0.4, by_agreement: 0.5 };
+        let calibration = Calibration { intercept: 0.1, by_classifier: 0.7, by_judge: 0.4, by_agreement: 0.5 };
         let entropy = Moments { mean: 0.1, ..Moments::default() };
         Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, entropy, calibration, ..Statistics::default() }
     }
@@ -399,15 +400,15 @@ mod tests {
     #[test]
     fn the_estimated_accuracy_is_the_calibrated_probability_of_the_answers() {
         // Logits 3 for the named class and 0 for two others, whose mean is 1 and whose variance 2; errors -1 for the named class and 0 for
-        // two others, at the weight of a judge that is not heard yet; draws that agree.
-        let (apart, heard) = (1.5 * 3.0 / 2f64.sqrt(), config().judge_weight_shut);
-        let of = |posterior, judge| statistics().calibration.accuracy(&Grounds { posterior, judge, agreement: 1.0 });
+        // two others; draws that agree.
+        let (apart, by_judge) = (2.0 * 3.0 / 2f64.sqrt(), 1.0 / 4.0);
+        let of = |classifier, judge, agreement| statistics().calibration.accuracy(&Grounds { classifier, judge, agreement });
         let share = |own: f64, other: f64| own.exp() / (own.exp() + other.exp() + 1.0);
         let agreed = ruled(&[0, 1], &[0, 1], &[0, 1]).0.estimated_accuracy;
-        assert!((agreed - of(share(apart + heard, 0.0), share(heard / 2.0, 0.0))).abs() < 1e-12, "{agreed}");
+        assert!((agreed - of(share(apart, 0.0), share(by_judge, 0.0), 1.0)).abs() < 1e-12, "{agreed}");
         // The classifier that learns answers, against the judge, which counts less.
         let contested = ruled(&[0, 0], &[1, 1], &[0, 0]).0.estimated_accuracy;
-        assert!((contested - of(share(apart, heard), share(0.0, heard / 2.0))).abs() < 1e-12, "{contested}");
+        assert!((contested - of(share(apart, 0.0), share(0.0, by_judge), 0.0)).abs() < 1e-12, "{contested}");
     }
 
     #[test]
