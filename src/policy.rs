@@ -269,7 +269,7 @@ const TAUGHT_PACE: f64 = 0.1;
 
 /// The answer to frame `n`, by what `state` says before the window is ruled on, and what speaks for it.
 pub fn ground(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n: usize) -> (usize, Grounds) {
-    // Nearly as spread as those of a classifier that has learned nothing.
+    // The fit gives both their scale: these keep most shares apart from 1. The source's logits are about as spread as that.
     const SPREAD: f64 = 2.0;
     const TEMPERATURE: f64 = 4.0;
     let (errors, scale) = (&evidence.verdicts[n].errors, evidence.likelihood_scale);
