@@ -4,6 +4,7 @@ use crate::bundle::{Bundle, Statistics};
 use crate::config::Config;
 use crate::diffusion::Timestep;
 use crate::guard::canary::Canary;
+use crate::lab::augmentation::Augmentation;
 use crate::lab::contact_sheet::contact_sheet;
 use crate::lab::corruptions::{Severity, Table};
 use crate::lab::dataset::{self, Labelled, Split};
@@ -51,9 +52,9 @@ enum What {
         /// Safetensors file of weights to begin with, in place of random ones; the state beside --out goes before it
         #[arg(long)]
         start: Option<PathBuf>,
-        /// Change the shape and the tone of images, and hide parts of them
-        #[arg(long)]
-        augmented: bool,
+        /// Change images before they are learned from
+        #[arg(long, value_enum)]
+        augmented: Option<Augmentation>,
         /// How the class enters
         #[arg(long, value_enum, default_value_t = Conditioning::Readout)]
         conditioning: Conditioning,
@@ -153,7 +154,7 @@ pub fn run(command: &Train) -> Result<(), Box<dyn Error>> {
             };
             let config = DitConfig { conditioning, ..FASHION_DIFFUSION };
             let start = start.as_ref().map(|path| read_weights(path)).transpose()?;
-            let objective = DiffusionTraining { discrimination_weight: *discrimination_weight, start, is_augmented: *augmented };
+            let objective = DiffusionTraining { discrimination_weight: *discrimination_weight, start, augmentation: *augmented };
             train::diffusion(&config, &dataset::load(&run.data, Split::Train)?, &training(run, 0.0), &objective)?;
         }
         (None, Some(What::Bundle(finish))) => bundle(finish)?,

@@ -1,6 +1,6 @@
 //! The offline lab: data, corruptions, training, evaluation. The daemon knows nothing of it.
 
-mod augmentation;
+pub mod augmentation;
 pub mod baselines;
 pub mod contact_sheet;
 pub mod corruptions;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what a run of N steps gives depends on seed, data, settings and first weights alone, also when it was interrupted.
 
-use super::augmentation::augmented;
+use super::augmentation::{Augmentation, augmented};
 use super::dataset::Labelled;
 use crate::diffusion::{Schedule, Timestep, stretch};
 use crate::kernels;
@@ -167,8 +167,8 @@ pub struct DiffusionTraining {
     pub discrimination_weight: f64,
     /// Weights to begin with; none begins with random ones.
     pub start: Option<Tensors>,
-    /// Whether images change their shape and tone, and parts of them are hidden.
-    pub is_augmented: bool,
+    /// How images change before they are learned from.
+    pub augmentation: Option<Augmentation>,
 }
 
 /// Trains a diffusion model: denoising loss of the true class, and, where one pass gives all classes, the cross entropy of
@@ -184,13 +184,16 @@ pub fn diffusion(config: &DitConfig, data: &[Labelled], run: &TrainingRun, train
     train(run, first, |parameters, step, rows| {
         let model = Dit::load(config, parameters)?;
         let mut shard = Shard::draw(data, shape, rows.clone(), NoiseKey::from_seed(run.seed, "batch", step));
-        for (row, image) in rows.zip(shard.images.chunks_exact_mut(shape.elements())) {
-            if training.is_augmented {
+        if let Some(augmentation) = training.augmentation {
+            let images: Vec<&[f32]> = shard.images.chunks_exact(shape.elements()).collect();
+            let ghosts = images.iter().cycle().skip(1);
+            let changed = rows.zip(images.iter().zip(ghosts)).map(|(row, (image, ghost))| {
                 let key = NoiseKey::from_seed(run.seed, "augmentation", step * run.batch as u64 + row as u64);
-                image.copy_from_slice(&augmented(image, shape, key));
-            }
-            stretch(image);
+                augmented(image, ghost, shape, augmentation, key)
+            });
+            shard.images = changed.collect::<Vec<_>>().concat();
         }
+        shard.images.chunks_exact_mut(shape.elements()).for_each(stretch);
         let noised = Noised::of(&shard, config, &schedule, run.seed, step);
         let share = shard.labels.len() as f64 / run.batch as f64;
         match config.conditioning {
@@ -430,13 +433,13 @@ mod tests {
     use tempfile::TempDir;
 
     /// What so many steps on four images make of the tiny bundle's diffusion model.
-    fn trained(steps: u64, start: Option<Tensors>, is_augmented: bool) -> Result<Tensors, TrainError> {
+    fn trained(steps: u64, start: Option<Tensors>, augmentation: Option<Augmentation>) -> Result<Tensors, TrainError> {
         let folder = TempDir::new().expect("temporary folders can be made");
         let out = folder.path().join("diffusion.safetensors");
         let run = TrainingRun { seed: 1, steps, batch: 4, learning_rate: 1e-2, weight_decay: 0.0, out };
         let data: Vec<Labelled> = (0..4u32).map(|n| Labelled { image: tiny::image(1, u64::from(n)), label: ClassIndex(n % 3) }).collect();
         let config = tiny::bundle(1, ClassConditioning::Readout).diffusion_config;
-        diffusion(&config, &data, &run, &DiffusionTraining { discrimination_weight: 0.2, start, is_augmented })
+        diffusion(&config, &data, &run, &DiffusionTraining { discrimination_weight: 0.2, start, augmentation })
     }
 
     fn values(tensors: &Tensors) -> BTreeMap<String, Vec<f32>> {
@@ -447,16 +450,17 @@ mod tests {
     #[test]
     fn training_begins_with_the_weights_that_are_given() {
         let start = tiny::bundle(1, ClassConditioning::Readout).diffusion;
-        assert_eq!(values(&trained(0, Some(start.clone()), false).expect("no step")), values(&start));
+        assert_eq!(values(&trained(0, Some(start.clone()), None).expect("no step")), values(&start));
         let of_three_channels = tiny::bundle(3, ClassConditioning::Readout).diffusion;
-        let refused = trained(0, Some(of_three_channels), false);
+        let refused = trained(0, Some(of_three_channels), None);
         assert!(matches!(refused, Err(TrainError::Parameters(ParameterError::Shape { .. }))), "{refused:?}");
     }
 
     #[test]
     fn augmented_images_teach_something_else() {
-        let plain = || values(&trained(2, None, false).expect("two steps"));
-        assert_eq!(plain(), plain());
-        assert_ne!(plain(), values(&trained(2, None, true).expect("two steps")));
+        let of = |augmentation| values(&trained(2, None, augmentation).expect("two steps"));
+        let kinds = [None, Some(Augmentation::Shapes), Some(Augmentation::Overlays)].map(of);
+        assert_eq!(kinds[0], of(None));
+        assert!(kinds[0] != kinds[1] && kinds[0] != kinds[2] && kinds[1] != kinds[2]);
     }
 }
