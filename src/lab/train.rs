@@ -186,7 +186,7 @@ pub fn diffusion(config: &DitConfig, data: &[Labelled], run: &TrainingRun, train
         let mut shard = Shard::draw(data, shape, rows.clone(), NoiseKey::from_seed(run.seed, "batch", step));
         if let Some(augmentation) = training.augmentation {
             let images: Vec<&[f32]> = shard.images.chunks_exact(shape.elements()).collect();
-            let ghosts = images.iter().cycle().skip(1);
+            let ghosts = images.iter().cycle().skip(1); // the next image of the shard
             let changed = rows.zip(images.iter().zip(ghosts)).map(|(row, (image, ghost))| {
                 let key = NoiseKey::from_seed(run.seed, "augmentation", step * run.batch as u64 + row as u64);
                 augmented(image, ghost, shape, augmentation, key)
