@@ -178,31 +178,33 @@ fn suites_name_each_cell_once_and_hold_what_they_promise() {
         assert!(cells.iter().all(|cell| !slow.contains(&cell.method) || cell.scenario.frames <= 1500));
     }
     let long = Suite::Full.blocks().into_iter().find(|block| block.section == Section::Long).expect("has long streams");
-    assert_eq!((long.models, long.seeds, long.frames, long.visits), (Extent::First, Extent::First, 75_000, 20));
+    assert_eq!((long.models, long.seeds, long.frames, long.visits), (Extent::First, Extent::All, 75_000, 20));
 }
 
 /// Records of the quick suite on two streams; `hits` by stream, seed and method.
 fn written(hits: &[(Stream, u64, Method, &str)]) -> Records {
-    let record = |&(stream, seed, method, hits): &(Stream, u64, Method, &str)| {
-        let scenario = Scenario { table: Table::Tiny, stream, frames: 300, visits: 2, seed };
-        let cell = Cell { model: "vit".to_owned(), scenario, method };
-        let record = Record {
-            fingerprint: String::new(),
-            model: "vit".to_owned(),
-            table: "tiny".to_owned(),
-            stream: stream.name().to_owned(),
-            seed,
-            method: method.name().to_owned(),
-            frames: hits.len(),
-            seconds: 2.0,
-            passes: Passes { diffusion_forward: 8.0, ..Passes::default() },
-            hits: hits.to_owned(),
-            domains: vec![(0, "clean".to_owned()), (2, "<b>fog".to_owned())],
-            estimates: vec![(0, 0.5)],
-        };
-        (cell.name(), record)
+    let of_quick = |stream, seed| Scenario { table: Table::Tiny, stream, frames: 300, visits: 2, seed };
+    hits.iter().map(|&(stream, seed, method, hits)| record(of_quick(stream, seed), method, hits)).collect()
+}
+
+/// What a run left, and its name.
+fn record(scenario: Scenario, method: Method, hits: &str) -> (String, Record) {
+    let cell = Cell { model: "vit".to_owned(), scenario, method };
+    let record = Record {
+        fingerprint: String::new(),
+        model: "vit".to_owned(),
+        table: "tiny".to_owned(),
+        stream: scenario.stream.name().to_owned(),
+        seed: scenario.seed,
+        method: method.name().to_owned(),
+        frames: hits.len(),
+        seconds: 2.0,
+        passes: Passes { diffusion_forward: 8.0, ..Passes::default() },
+        hits: hits.to_owned(),
+        domains: vec![(0, "clean".to_owned()), (2, "<b>fog".to_owned())],
+        estimates: vec![(0, 0.5)],
     };
-    hits.iter().map(record).collect()
+    (cell.name(), record)
 }
 
 fn by_hand() -> Records {
@@ -247,6 +249,35 @@ fn figures_equal_those_by_hand() {
     assert_eq!((tent.streams.get("continual").copied(), tent.mean), (of(0.0, None, 1), None));
     let estimate = figures.estimates.iter().find(|estimate| estimate.stream == "mixed").expect("has an estimate");
     assert_eq!((estimate.absolute_error.mean, estimate.bias.mean), (0.125, 0.125));
+}
+
+#[test]
+fn the_change_along_a_long_stream_is_taken_seed_by_seed() {
+    let of = |seed, method, hits: &str| {
+        let scenario = Scenario { table: Table::Tiny, stream: Stream::Ccc, frames: 75_000, visits: 20, seed };
+        record(scenario, method, hits)
+    };
+    // Two windows of 5000 frames, in tenths of 1000. The source is always wrong; ours is right in the first and last tenth, or in all but the
+    // last.
+    let (none, all) = ("0".repeat(1000), "1".repeat(1000));
+    let ends = [all.clone(), none.repeat(8), all.clone()].concat();
+    let start = [all.repeat(9), none.clone()].concat();
+    let records: Records = [
+        of(1, Method::Source, &none.repeat(10)),
+        of(2, Method::Source, &none.repeat(10)),
+        of(1, Method::Undrift, &ends),
+        of(2, Method::Undrift, &start),
+        // Its source was not run.
+        of(3, Method::Undrift, &ends),
+    ]
+    .into();
+    let figures = Figures::new(Suite::Full, &["vit".to_owned()], &[1, 2, 3], &records);
+    let [run] = figures.long.as_slice() else { panic!("one method on one stream, not {:?}", figures.long) };
+    let of = |mean, standard_error| Mean { mean, standard_error: Some(standard_error), seeds: 2 };
+    assert_eq!((run.first_tenth, run.last_tenth, run.change), (of(1.0, 0.0), of(0.5, 0.5), of(-0.5, 0.5)));
+    // By seed: 1/5 and 1/5, 1 and 4/5.
+    assert_eq!((run.windows.as_slice(), run.worst), ([0.6, 0.5].as_slice(), 0.2));
+    assert!(figures_text(&figures).contains("+100.0       +50.0    -50.0   +20.0"), "{}", figures_text(&figures));
 }
 
 #[test]

@@ -157,7 +157,10 @@ fn long(figures: &Figures) -> Markup {
             @let runs: Vec<_> = figures.long.iter().filter(|run| run.model == model && run.stream == stream).collect();
             section {
                 h2 { (model) ": " (stream) " for " (crate::lab::summary::count(runs[0].frames)) " frames" }
-                p.note { "Accuracy minus that of the source, in points, window by window of " (runs[0].window_frames) " frames. One seed." }
+                p.note {
+                    "Accuracy minus that of the source, in points, window by window of " (runs[0].window_frames) " frames: means over the "
+                    "seeds. The worst window is the worst of any seed."
+                }
                 (long_chart(&runs))
                 (difference_table(&runs))
             }

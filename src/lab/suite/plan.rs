@@ -117,7 +117,6 @@ fn full() -> Vec<Block> {
         frames: FRAMES_LONG,
         visits: 20,
         methods: LONG.to_vec(),
-        seeds: Extent::First,
         models: Extent::First,
         ..streams.clone()
     };

@@ -37,11 +37,13 @@ fn setup_text(setup: &Setup) -> String {
 }
 
 fn long_text(long: &[Difference]) -> String {
-    let mut text = format!("{:<40}{:>12}{:>12}{:>8}\n", "accuracy minus the source's, points", "first tenth", "last tenth", "worst");
+    let columns = format!("{:>12}{:>12}{:>9}{:>8}", "first tenth", "last tenth", "change", "worst");
+    let mut text = format!("{:<40}{columns}\n", "accuracy minus the source's, points");
     for run in long {
         let name = format!("{} {} {}", run.model, run.stream, run.method);
-        let [first, last] = [run.first_tenth, run.last_tenth].map(|gain| number(Some(gain), 12, Sign::Yes));
-        writeln!(text, "{name:<40}{first}{last}{}", number(Some(run.worst), 8, Sign::Yes)).expect("a String takes all");
+        let [first, last] = [run.first_tenth, run.last_tenth].map(|gain| number(Some(gain.mean), 12, Sign::Yes));
+        let (change, worst) = (number(Some(run.change.mean), 9, Sign::Yes), number(Some(run.worst), 8, Sign::Yes));
+        writeln!(text, "{name:<40}{first}{last}{change}{worst}").expect("a String takes all");
     }
     text
 }

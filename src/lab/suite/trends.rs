@@ -36,11 +36,14 @@ pub struct Difference {
     pub method: String,
     pub frames: usize,
     pub window_frames: usize,
-    /// Accuracy minus that of the source, window by window.
+    /// Accuracy minus that of the source, window by window: means over the seeds.
     pub windows: Vec<f64>,
+    /// The least of any seed's.
     pub worst: f64,
-    pub first_tenth: f64,
-    pub last_tenth: f64,
+    pub first_tenth: Mean,
+    pub last_tenth: Mean,
+    /// The last tenth minus the first, seed by seed.
+    pub change: Mean,
 }
 
 /// How far the daemon's estimate of its own accuracy is from the truth on one stream.
@@ -79,23 +82,29 @@ impl OfModel<'_> {
         })
     }
 
-    /// Of each stream and each method but the source, with the first seed.
+    /// Of each stream and each method but the source, over the seeds of which the source was run too.
     pub fn differences(&self) -> Vec<Difference> {
         let of = |stream, method| {
-            let (seed, record) = self.of_seeds(method, stream).next()?;
-            let hits = paired(self.record(Method::Source, stream, seed)?, record);
-            let windows: Vec<f64> = hits.chunks(LONG_WINDOW_FRAMES).map(gain).collect();
-            let tenth = hits.len().div_ceil(10);
+            let of_seed = |(seed, record)| Some(paired(self.record(Method::Source, stream, seed)?, record));
+            let runs: Vec<_> = self.of_seeds(method, stream).filter_map(of_seed).collect();
+            let frames = runs.first()?.len();
+            let tenth = frames.div_ceil(10);
+            let firsts: Vec<f64> = runs.iter().map(|hits| gain(&hits[..tenth])).collect();
+            let lasts: Vec<f64> = runs.iter().map(|hits| gain(&hits[frames - tenth..])).collect();
+            let changes: Vec<f64> = lasts.iter().zip(&firsts).map(|(last, first)| last - first).collect();
+            let windows: Vec<Vec<f64>> = runs.iter().map(|hits| hits.chunks(LONG_WINDOW_FRAMES).map(gain).collect()).collect();
+            let of_window = |index: usize| Some(Mean::of(&windows.iter().map(|run| run[index]).collect::<Vec<_>>())?.mean);
             Some(Difference {
                 model: self.model.to_owned(),
                 stream: stream.name().to_owned(),
                 method: method.name().to_owned(),
-                frames: hits.len(),
+                frames,
                 window_frames: LONG_WINDOW_FRAMES,
-                worst: windows.iter().copied().min_by(f64::total_cmp)?,
-                windows,
-                first_tenth: gain(&hits[..tenth]),
-                last_tenth: gain(&hits[hits.len() - tenth..]),
+                worst: windows.iter().flatten().copied().min_by(f64::total_cmp)?,
+                windows: (0..windows[0].len()).filter_map(of_window).collect(),
+                first_tenth: Mean::of(&firsts)?,
+                last_tenth: Mean::of(&lasts)?,
+                change: Mean::of(&changes)?,
             })
         };
         let methods: Vec<Method> = self.methods().filter(|&method| method != Method::Source).collect();

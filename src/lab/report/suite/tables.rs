@@ -140,12 +140,13 @@ pub fn difference_table(runs: &[&Difference]) -> Markup {
     html! {
         div.scroll.slim {
             table {
-                thead { tr { th { "method" } th { "first tenth" } th { "last tenth" } th { "worst window" } } }
+                thead { tr { th { "method" } th { "first tenth" } th { "last tenth" } th { "change" } th { "worst window" } } }
                 tbody {
                     @for run in runs {
                         tr.ours[run.method == Method::Undrift.name()] {
                             td { (run.method) }
-                            @for gain in [run.first_tenth, run.last_tenth, run.worst] { td { (signed(gain, None)) } }
+                            @for gain in [run.first_tenth, run.last_tenth, run.change] { td { (signed(gain.mean, gain.standard_error)) } }
+                            td { (signed(run.worst, None)) }
                         }
                     }
                 }
