@@ -20,9 +20,6 @@ pub struct Grounds {
     pub classifier: f64,
     /// Its probability to the judge, at a temperature at which few are too near to 1 to be told apart.
     pub judge: f64,
-    /// Of the judge's draws with the classifier, lately: on frames that both models get wrong each is sure of itself, and they agree
-    /// less.
-    pub agreement: f64,
 }
 
 /// How likely an answer is right: a logistic regression on the log-odds of its grounds.
@@ -32,14 +29,13 @@ pub struct Calibration {
     pub intercept: f64,
     pub by_classifier: f64,
     pub by_judge: f64,
-    pub by_agreement: f64,
 }
 
 impl Calibration {
     /// 0..=1
     pub fn accuracy(&self, grounds: &Grounds) -> f64 {
-        let Grounds { classifier, judge, agreement } = grounds.log_odds();
-        let logit = self.intercept + self.by_classifier * classifier + self.by_judge * judge + self.by_agreement * agreement;
+        let Grounds { classifier, judge } = grounds.log_odds();
+        let logit = self.intercept + self.by_classifier * classifier + self.by_judge * judge;
         1.0 / (1.0 + (-logit).exp())
     }
 }
@@ -51,7 +47,7 @@ impl Grounds {
             let share = share.clamp(1e-3, 1.0 - 1e-3);
             (share / (1.0 - share)).ln()
         };
-        Self { classifier: log_odds(self.classifier), judge: log_odds(self.judge), agreement: log_odds(self.agreement) }
+        Self { classifier: log_odds(self.classifier), judge: log_odds(self.judge) }
     }
 }
 

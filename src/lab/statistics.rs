@@ -139,16 +139,16 @@ fn fitted(trials: &[Trial]) -> Calibration {
     const RATE: f64 = 0.1;
     let mut calibration = Calibration::default();
     for _ in 0..STEPS {
-        let mut gradient = [0.0; 4];
+        let mut gradient = [0.0; 3];
         for Trial { grounds, is_hit } in trials {
             let excess = calibration.accuracy(grounds) - f64::from(u8::from(*is_hit));
-            let Grounds { classifier, judge, agreement } = grounds.log_odds();
-            for (sum, feature) in gradient.iter_mut().zip([1.0, classifier, judge, agreement]) {
+            let Grounds { classifier, judge } = grounds.log_odds();
+            for (sum, feature) in gradient.iter_mut().zip([1.0, classifier, judge]) {
                 *sum += excess * feature / trials.len() as f64;
             }
         }
-        let Calibration { intercept, by_classifier, by_judge, by_agreement } = &mut calibration;
-        for (coefficient, slope) in [intercept, by_classifier, by_judge, by_agreement].into_iter().zip(gradient) {
+        let Calibration { intercept, by_classifier, by_judge } = &mut calibration;
+        for (coefficient, slope) in [intercept, by_classifier, by_judge].into_iter().zip(gradient) {
             *coefficient -= RATE * slope;
         }
     }
@@ -179,17 +179,17 @@ mod tests {
 
     #[test]
     fn the_coefficients_that_trials_come_of_are_found_again() {
-        let truth = Calibration { intercept: -0.5, by_classifier: 0.8, by_judge: 0.3, by_agreement: 0.4 };
+        let truth = Calibration { intercept: -0.5, by_classifier: 0.8, by_judge: 0.3 };
         let shares = [0.3, 0.7, 0.95];
         let pairs = shares.into_iter().flat_map(|classifier| shares.map(|judge| (classifier, judge)));
         let mut trials = Vec::new();
-        for (classifier, judge, agreement) in pairs.flat_map(|(classifier, judge)| shares.map(|agreement| (classifier, judge, agreement))) {
-            let grounds = Grounds { classifier, judge, agreement };
+        for (classifier, judge) in pairs {
+            let grounds = Grounds { classifier, judge };
             let hits = (1000.0 * truth.accuracy(&grounds)).round() as usize;
             trials.extend((0..1000).map(|n| Trial { grounds, is_hit: n < hits }));
         }
         let found = fitted(&trials);
-        let coefficients = |c: Calibration| [c.intercept, c.by_classifier, c.by_judge, c.by_agreement];
+        let coefficients = |c: Calibration| [c.intercept, c.by_classifier, c.by_judge];
         for (found, truth) in coefficients(found).into_iter().zip(coefficients(truth)) {
             assert!((found - truth).abs() < 0.01, "{found} against {truth}");
         }

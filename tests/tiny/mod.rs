@@ -44,7 +44,7 @@ pub fn bundle(channels: usize, conditioning: ClassConditioning) -> Bundle {
         statistics: Statistics {
             judge_accuracy: 0.8,
             draw_agreement: 0.8,
-            calibration: Calibration { intercept: 0.1, by_classifier: 0.9, by_judge: 0.2, by_agreement: 0.3 },
+            calibration: Calibration { intercept: 0.1, by_classifier: 0.9, by_judge: 0.2 },
             entropy: Moments { mean: 0.5, standard_deviation: 0.3 },
             ..Statistics::default()
         },
