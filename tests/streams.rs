@@ -172,6 +172,7 @@ fn domains_come_in_order_and_in_equal_shares() {
         (Stream::HeldOutAgain, held_out(HeldOut::AGAIN)),
         (Stream::HeldOutThird, held_out(HeldOut::THIRD)),
         (Stream::HeldOutFourth, held_out(HeldOut::FOURTH)),
+        (Stream::HeldOutFifth, held_out(HeldOut::FIFTH)),
     ];
     for (stream, expected) in cases {
         let plan = plan(stream, 5003);
@@ -398,5 +399,5 @@ fn each_name_stands_for_one_stream() {
     // Goal: no stream hides another. Method: every name is read back, and all differ.
     let streams = Stream::value_variants();
     streams.iter().for_each(|&stream| assert_eq!(Stream::from_str(stream.name(), false), Ok(stream)));
-    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 17 + 19 + 24);
+    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 18 + 19 + 30);
 }

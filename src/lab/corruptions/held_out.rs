@@ -1,11 +1,11 @@
-//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; eighteen more came later.
+//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; twenty-four more came later.
 //!
-//! They stood for the unknown until settings were chosen on them; of the sets that came later the fourth alone is one on which nothing was.
+//! They stood for the unknown until settings were chosen on them; of the sets that came later the fourth and the fifth are those on which nothing was.
 //! Their constants stay as they are. Lengths are shares of
 //! the image's side, so that the strength is that of the picture, not of its pixels.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
-use super::{held_out_again, held_out_fourth, held_out_third};
+use super::{held_out_again, held_out_fifth, held_out_fourth, held_out_third};
 use crate::frame::Image;
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster, floor, real, signed};
@@ -87,10 +87,22 @@ pub enum HeldOut {
     StandingWater,
     /// The camera's own lamps, in a circle, as its dome mirrors them
     LampRing,
+    /// Drops that fall while the shutter is open
+    Rain,
+    /// Insects at the camera's lamp, too near to be in focus
+    Insects,
+    /// Two fields of a moving scene, put together line by line
+    Combing,
+    /// A picture that is read line by line from a mast that trembles
+    Wobble,
+    /// A part of the view that is covered, as it may not be seen
+    PrivacyMask,
+    /// Drops on the dome, each of which shows the view upside down
+    Dew,
 }
 
 impl HeldOut {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 30] = [
         Self::Vignetting,
         Self::Banding,
         Self::DeadColumns,
@@ -115,6 +127,12 @@ impl HeldOut {
         Self::Streaks,
         Self::StandingWater,
         Self::LampRing,
+        Self::Rain,
+        Self::Insects,
+        Self::Combing,
+        Self::Wobble,
+        Self::PrivacyMask,
+        Self::Dew,
     ];
 
     /// Those that were there before anything was chosen.
@@ -127,7 +145,10 @@ impl HeldOut {
     pub const THIRD: &'static [Self] = Self::ALL.split_at(12).1.split_at(6).0;
 
     /// Those that were invented when the third had been looked at.
-    pub const FOURTH: &'static [Self] = Self::ALL.split_at(18).1;
+    pub const FOURTH: &'static [Self] = Self::ALL.split_at(18).1.split_at(6).0;
+
+    /// Those that were invented when the fourth had been looked at.
+    pub const FIFTH: &'static [Self] = Self::ALL.split_at(24).1;
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -155,6 +176,12 @@ impl HeldOut {
             Self::Streaks => "streaks",
             Self::StandingWater => "standing_water",
             Self::LampRing => "lamp_ring",
+            Self::Rain => "rain",
+            Self::Insects => "insects",
+            Self::Combing => "combing",
+            Self::Wobble => "wobble",
+            Self::PrivacyMask => "privacy_mask",
+            Self::Dew => "dew",
         }
     }
 
@@ -186,6 +213,12 @@ impl HeldOut {
             Self::Streaks => held_out_fourth::streaks(&clean, draws),
             Self::StandingWater => held_out_fourth::standing_water(&clean, draws),
             Self::LampRing => held_out_fourth::lamp_ring(&clean, draws),
+            Self::Rain => held_out_fifth::rain(&clean, draws),
+            Self::Insects => held_out_fifth::insects(&clean, draws),
+            Self::Combing => held_out_fifth::combing(&clean, draws),
+            Self::Wobble => held_out_fifth::wobble(&clean, draws),
+            Self::PrivacyMask => held_out_fifth::privacy_mask(&clean, draws),
+            Self::Dew => held_out_fifth::dew(&clean, draws),
         };
         corrupted.to_image()
     }

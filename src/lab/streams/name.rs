@@ -26,6 +26,7 @@ pub enum Stream {
     HeldOutAgain,
     HeldOutThird,
     HeldOutFourth,
+    HeldOutFifth,
     /// One of the 19 from the first frame to the last.
     OfCorruption(Corruption),
     /// One of the held-out corruptions from the first frame to the last.
@@ -39,7 +40,7 @@ static ALL: LazyLock<Vec<Stream>> = LazyLock::new(|| {
 
 impl Stream {
     /// All but the streams of one corruption.
-    pub const NAMED: [Self; 17] = [
+    pub const NAMED: [Self; 18] = [
         Self::Clean,
         Self::Continual,
         Self::Separate,
@@ -57,6 +58,7 @@ impl Stream {
         Self::HeldOutAgain,
         Self::HeldOutThird,
         Self::HeldOutFourth,
+        Self::HeldOutFifth,
     ];
 
     pub fn name(self) -> &'static str {
@@ -78,6 +80,7 @@ impl Stream {
             Self::HeldOutAgain => "held-out-again",
             Self::HeldOutThird => "held-out-third",
             Self::HeldOutFourth => "held-out-fourth",
+            Self::HeldOutFifth => "held-out-fifth",
             Self::OfCorruption(corruption) => corruption.name(),
             Self::OfHeldOut(held_out) => held_out.name(),
         }
@@ -105,6 +108,7 @@ impl Stream {
             }
             Self::HeldOutThird => "Six others, invented when the second had been looked at, as hard as those",
             Self::HeldOutFourth => "Six others, invented when the third had been looked at, as hard as those; never for choosing settings",
+            Self::HeldOutFifth => "Six others, invented when the fourth had been looked at, as hard as those; never for choosing settings",
             Self::OfCorruption(_) | Self::OfHeldOut(_) => "This corruption only",
         }
     }

@@ -97,6 +97,7 @@ fn segments(stream: Stream, request: &Request<'_>, draws: &mut Draws) -> Result<
         Stream::HeldOutAgain => order::held_out(HeldOut::AGAIN, frames),
         Stream::HeldOutThird => order::held_out(HeldOut::THIRD, frames),
         Stream::HeldOutFourth => order::held_out(HeldOut::FOURTH, frames),
+        Stream::HeldOutFifth => order::held_out(HeldOut::FIFTH, frames),
         Stream::Separate => order::separate(frames, severity),
         Stream::Gradual => order::gradual(frames, severity),
         Stream::Mixed => order::mixed(frames, severity, draws),

@@ -82,10 +82,7 @@ impl Figures {
                         figures.estimates.extend(of_model.estimates());
                     }
                     Section::HeldOut => {
-                        figures.corruptions.extend(of_model.corruptions(Stream::HeldOut));
-                        figures.corruptions.extend(of_model.corruptions(Stream::HeldOutAgain));
-                        figures.corruptions.extend(of_model.corruptions(Stream::HeldOutThird));
-                        figures.corruptions.extend(of_model.corruptions(Stream::HeldOutFourth));
+                        figures.corruptions.extend(block.streams.iter().filter_map(|&stream| of_model.corruptions(stream)));
                     }
                     Section::Long => {
                         figures.estimates.extend(of_model.estimates());
