@@ -251,33 +251,46 @@ fn figures_equal_those_by_hand() {
     assert_eq!((estimate.absolute_error.mean, estimate.bias.mean), (0.125, 0.125));
 }
 
+/// Figures of these runs of one long stream.
+fn long_figures(runs: &[(u64, Method, &str)]) -> Figures {
+    let of = |&(seed, method, hits): &(u64, Method, &str)| {
+        record(Scenario { table: Table::Tiny, stream: Stream::Ccc, frames: 75_000, visits: 20, seed }, method, hits)
+    };
+    Figures::new(Suite::Full, &["vit".to_owned()], &[1, 2, 3], &runs.iter().map(of).collect())
+}
+
 #[test]
 fn the_change_along_a_long_stream_is_taken_seed_by_seed() {
-    let of = |seed, method, hits: &str| {
-        let scenario = Scenario { table: Table::Tiny, stream: Stream::Ccc, frames: 75_000, visits: 20, seed };
-        record(scenario, method, hits)
-    };
     // Two windows of 5000 frames, in tenths of 1000. The source is always wrong; ours is right in the first and last tenth, or in all but the
     // last.
     let (none, all) = ("0".repeat(1000), "1".repeat(1000));
-    let ends = [all.clone(), none.repeat(8), all.clone()].concat();
-    let start = [all.repeat(9), none.clone()].concat();
-    let records: Records = [
-        of(1, Method::Source, &none.repeat(10)),
-        of(2, Method::Source, &none.repeat(10)),
-        of(1, Method::Undrift, &ends),
-        of(2, Method::Undrift, &start),
+    let (wrong, ends, start) = (none.repeat(10), [all.clone(), none.repeat(8), all.clone()].concat(), [all.repeat(9), none].concat());
+    let figures = long_figures(&[
+        (1, Method::Source, &wrong),
+        (2, Method::Source, &wrong),
+        (1, Method::Undrift, &ends),
+        (2, Method::Undrift, &start),
         // Its source was not run.
-        of(3, Method::Undrift, &ends),
-    ]
-    .into();
-    let figures = Figures::new(Suite::Full, &["vit".to_owned()], &[1, 2, 3], &records);
+        (3, Method::Undrift, &ends),
+    ]);
     let [run] = figures.long.as_slice() else { panic!("one method on one stream, not {:?}", figures.long) };
     let of = |mean, standard_error| Mean { mean, standard_error: Some(standard_error), seeds: 2 };
     assert_eq!((run.first_tenth, run.last_tenth, run.change), (of(1.0, 0.0), of(0.5, 0.5), of(-0.5, 0.5)));
     // By seed: 1/5 and 1/5, 1 and 4/5.
     assert_eq!((run.windows.as_slice(), run.worst), ([0.6, 0.5].as_slice(), 0.2));
     assert!(figures_text(&figures).contains("+100.0       +50.0    -50.0   +20.0"), "{}", figures_text(&figures));
+}
+
+#[test]
+fn a_run_that_is_shorter_than_others_of_its_stream_counts_as_far_as_it_goes() {
+    let (wrong, right) = ("0".repeat(10_000), "1".repeat(10_000));
+    let figures = long_figures(&[
+        (1, Method::Source, &wrong),
+        (2, Method::Source, &wrong[..5000]),
+        (1, Method::Undrift, &right),
+        (2, Method::Undrift, &wrong[..5000]),
+    ]);
+    assert_eq!(figures.long[0].windows, [0.5, 1.0]);
 }
 
 #[test]

@@ -244,6 +244,13 @@ fn shaded(clean: &Raster, light: impl Fn(f64, f64) -> f64) -> Raster {
     })
 }
 
+/// Each value + `light(y, x)`, where y and x go from -0.5 to 0.5 over the image.
+pub(super) fn lit(clean: &Raster, light: impl Fn(f64, f64) -> f64) -> Raster {
+    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
+        clean.at(y, x, channel) + light(place(y, clean.height()), place(x, clean.width()))
+    })
+}
+
 fn dead_columns(clean: &Raster, draws: &mut Draws) -> Raster {
     let mut columns: Vec<usize> = (0..clean.width()).collect();
     draws.shuffle(&mut columns);

@@ -5,7 +5,7 @@
 //! images, as on the nineteen. The other constants are what such a thing looks like. Lengths are shares of the image's side.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
-use super::held_out::{length, place};
+use super::held_out::{length, lit, place};
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster};
 use std::f64::consts::TAU;
@@ -57,10 +57,7 @@ pub(super) fn turned_mounting(clean: &Raster, draws: &mut Draws) -> Raster {
 pub(super) fn stray_light(clean: &Raster, draws: &mut Draws) -> Raster {
     let angle = draws.uniform(0.0, TAU);
     let (lamp_y, lamp_x) = (LAMP_DISTANCE * angle.sin(), LAMP_DISTANCE * angle.cos());
-    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
-        let distance = (place(y, clean.height()) - lamp_y).hypot(place(x, clean.width()) - lamp_x);
-        clean.at(y, x, channel) + STRAY_LIGHT / (1.0 + (distance / GLOW_REACH).powi(2))
-    })
+    lit(clean, |y, x| STRAY_LIGHT / (1.0 + ((y - lamp_y).hypot(x - lamp_x) / GLOW_REACH).powi(2)))
 }
 
 /// What a pixel cannot hold is shared out evenly over its column.

@@ -6,7 +6,7 @@
 //! image's side, but for the fields of interlaced video, which are the lines themselves.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
-use super::held_out::{length, place};
+use super::held_out::{length, lit, place};
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster, bell};
 use std::f64::consts::TAU;
@@ -54,23 +54,21 @@ const DEW_ANGLE: f64 = 3.0;
 pub(super) fn rain(clean: &Raster, draws: &mut Draws) -> Raster {
     let slant = draws.uniform(-SLANT_RANGE, SLANT_RANGE);
     let drops = [(); DROPS_FALLING].map(|()| [(); 2].map(|()| draws.uniform(-0.5, 0.5)));
-    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
-        let (down, right) = (place(y, clean.height()), place(x, clean.width()));
+    lit(clean, |down, right| {
         let light = |[drop_down, drop_right]: [f64; 2]| {
             let along = down - drop_down;
             if along.abs() > FALL / 2.0 { 0.0 } else { bell(right - drop_right - slant * along, DROP_SIGMA) }
         };
-        clean.at(y, x, channel) + RAIN_LIGHT * drops.into_iter().map(light).sum::<f64>()
+        RAIN_LIGHT * drops.into_iter().map(light).sum::<f64>()
     })
 }
 
 /// x + large soft spots.
 pub(super) fn insects(clean: &Raster, draws: &mut Draws) -> Raster {
     let insects = [(); INSECTS].map(|()| [(); 2].map(|()| draws.uniform(-0.5, 0.5)));
-    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
-        let (down, right) = (place(y, clean.height()), place(x, clean.width()));
+    lit(clean, |down, right| {
         let light = |[insect_down, insect_right]: [f64; 2]| bell((down - insect_down).hypot(right - insect_right), INSECT_SIGMA);
-        clean.at(y, x, channel) + INSECT_LIGHT * insects.into_iter().map(light).sum::<f64>()
+        INSECT_LIGHT * insects.into_iter().map(light).sum::<f64>()
     })
 }
 

@@ -6,7 +6,7 @@
 //! but for the filters of the mosaic, which are the pixels themselves.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
-use super::held_out::{length, place};
+use super::held_out::{length, lit, place};
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster, bell};
 use std::f64::consts::TAU;
@@ -131,9 +131,8 @@ pub(super) fn lamp_ring(clean: &Raster, draws: &mut Draws) -> Raster {
         let (sine, cosine) = (phase + TAU * length(lamp) / length(RING_LAMPS)).sin_cos();
         (ring_down + RING_RADIUS * sine, ring_right + RING_RADIUS * cosine)
     });
-    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
-        let (down, right) = (place(y, clean.height()), place(x, clean.width()));
+    lit(clean, |down, right| {
         let lights = lamps.iter().map(|&(lamp_down, lamp_right)| bell((down - lamp_down).hypot(right - lamp_right), RING_LAMP_SIGMA));
-        clean.at(y, x, channel) + RING_LIGHT * lights.sum::<f64>()
+        RING_LIGHT * lights.sum::<f64>()
     })
 }

@@ -5,7 +5,7 @@
 //! 70 of 100 images, as on the second six. The other constants are what such a thing looks like. Lengths are shares of the image's side.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
-use super::held_out::{length, place};
+use super::held_out::{length, lit, place};
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster, floor};
 use std::f64::consts::{FRAC_1_SQRT_2, TAU};
@@ -152,8 +152,5 @@ fn is_dot(glyphs: &[[u8; GLYPH_ROWS]; CLOCK_GLYPHS], down: f64, right: f64) -> b
 /// x + a wave that slants as its frequency and that of the lines have it.
 pub(super) fn interference(clean: &Raster, draws: &mut Draws) -> Raster {
     let (slant, phase) = (draws.uniform(-WAVES_DOWN, WAVES_DOWN), draws.uniform(0.0, TAU));
-    Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
-        let waves = WAVES_ACROSS * place(x, clean.width()) + slant * place(y, clean.height());
-        clean.at(y, x, channel) + WAVE * (TAU * waves + phase).sin()
-    })
+    lit(clean, |y, x| WAVE * (TAU * (WAVES_ACROSS * x + slant * y) + phase).sin())
 }

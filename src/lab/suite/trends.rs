@@ -87,21 +87,21 @@ impl OfModel<'_> {
         let of = |stream, method| {
             let of_seed = |(seed, record)| Some(paired(self.record(Method::Source, stream, seed)?, record));
             let runs: Vec<_> = self.of_seeds(method, stream).filter_map(of_seed).collect();
-            let frames = runs.first()?.len();
-            let tenth = frames.div_ceil(10);
-            let firsts: Vec<f64> = runs.iter().map(|hits| gain(&hits[..tenth])).collect();
-            let lasts: Vec<f64> = runs.iter().map(|hits| gain(&hits[frames - tenth..])).collect();
+            let tenth = |hits: &[_]| hits.len().div_ceil(10);
+            let firsts: Vec<f64> = runs.iter().map(|hits| gain(&hits[..tenth(hits)])).collect();
+            let lasts: Vec<f64> = runs.iter().map(|hits| gain(&hits[hits.len() - tenth(hits)..])).collect();
             let changes: Vec<f64> = lasts.iter().zip(&firsts).map(|(last, first)| last - first).collect();
             let windows: Vec<Vec<f64>> = runs.iter().map(|hits| hits.chunks(LONG_WINDOW_FRAMES).map(gain).collect()).collect();
-            let of_window = |index: usize| Some(Mean::of(&windows.iter().map(|run| run[index]).collect::<Vec<_>>())?.mean);
+            let of_window =
+                |index: usize| Some(Mean::of(&windows.iter().filter_map(|run| run.get(index).copied()).collect::<Vec<_>>())?.mean);
             Some(Difference {
                 model: self.model.to_owned(),
                 stream: stream.name().to_owned(),
                 method: method.name().to_owned(),
-                frames,
+                frames: runs.first()?.len(),
                 window_frames: LONG_WINDOW_FRAMES,
                 worst: windows.iter().flatten().copied().min_by(f64::total_cmp)?,
-                windows: (0..windows[0].len()).filter_map(of_window).collect(),
+                windows: (0..windows.first()?.len()).filter_map(of_window).collect(),
                 first_tenth: Mean::of(&firsts)?,
                 last_tenth: Mean::of(&lasts)?,
                 change: Mean::of(&changes)?,
