@@ -1,11 +1,11 @@
-//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; twenty-four more came later.
+//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; thirty more came later.
 //!
-//! They stood for the unknown until settings were chosen on them; of the sets that came later the fourth and the fifth are those on which nothing was.
+//! They stood for the unknown until settings were chosen on them; of the sets that came later the fourth to the sixth are those on which nothing was.
 //! Their constants stay as they are. Lengths are shares of
 //! the image's side, so that the strength is that of the picture, not of its pixels.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
-use super::{held_out_again, held_out_fifth, held_out_fourth, held_out_third};
+use super::{held_out_again, held_out_fifth, held_out_fourth, held_out_sixth, held_out_third};
 use crate::frame::Image;
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster, floor, real, signed};
@@ -34,7 +34,7 @@ const GHOST_SHIFT: f64 = 0.15;
 /// Deviation of the blur at the far end of a tilted plane of focus, the blurs it is put together from, and where scikit-image cuts them.
 const TILT_SIGMA: f64 = 0.1;
 const TILT_BLURS: [f64; 4] = [0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0];
-const TRUNCATE: f64 = 4.0;
+pub(super) const TRUNCATE: f64 = 4.0;
 
 /// What is done to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,10 +99,22 @@ pub enum HeldOut {
     PrivacyMask,
     /// Drops on the dome, each of which shows the view upside down
     Dew,
+    /// A black level that is set too high, so that bright things run over their register and begin again at black
+    Overflow,
+    /// A picture that has lost its sync, so that it begins further down, below the end of the one before
+    RollingPicture,
+    /// Quarters of the sensor, each read with a black and a gain of its own
+    UnmatchedTaps,
+    /// An edge filter that has lost the picture itself: edges alone
+    LostLevel,
+    /// The sun through leaves, in a few round spots
+    DappledLight,
+    /// Lines that are lost in bursts, in whose place the last one is shown again
+    HeldLines,
 }
 
 impl HeldOut {
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 36] = [
         Self::Vignetting,
         Self::Banding,
         Self::DeadColumns,
@@ -133,6 +145,12 @@ impl HeldOut {
         Self::Wobble,
         Self::PrivacyMask,
         Self::Dew,
+        Self::Overflow,
+        Self::RollingPicture,
+        Self::UnmatchedTaps,
+        Self::LostLevel,
+        Self::DappledLight,
+        Self::HeldLines,
     ];
 
     /// Those that were there before anything was chosen.
@@ -148,7 +166,10 @@ impl HeldOut {
     pub const FOURTH: &'static [Self] = Self::ALL.split_at(18).1.split_at(6).0;
 
     /// Those that were invented when the fourth had been looked at.
-    pub const FIFTH: &'static [Self] = Self::ALL.split_at(24).1;
+    pub const FIFTH: &'static [Self] = Self::ALL.split_at(24).1.split_at(6).0;
+
+    /// Those that were invented when the fifth had been looked at.
+    pub const SIXTH: &'static [Self] = Self::ALL.split_at(30).1;
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -182,6 +203,12 @@ impl HeldOut {
             Self::Wobble => "wobble",
             Self::PrivacyMask => "privacy_mask",
             Self::Dew => "dew",
+            Self::Overflow => "overflow",
+            Self::RollingPicture => "rolling_picture",
+            Self::UnmatchedTaps => "unmatched_taps",
+            Self::LostLevel => "lost_level",
+            Self::DappledLight => "dappled_light",
+            Self::HeldLines => "held_lines",
         }
     }
 
@@ -219,6 +246,12 @@ impl HeldOut {
             Self::Wobble => held_out_fifth::wobble(&clean, draws),
             Self::PrivacyMask => held_out_fifth::privacy_mask(&clean, draws),
             Self::Dew => held_out_fifth::dew(&clean, draws),
+            Self::Overflow => held_out_sixth::overflow(&clean, draws),
+            Self::RollingPicture => held_out_sixth::rolling_picture(&clean, draws),
+            Self::UnmatchedTaps => held_out_sixth::unmatched_taps(&clean, draws),
+            Self::LostLevel => held_out_sixth::lost_level(&clean, draws),
+            Self::DappledLight => held_out_sixth::dappled_light(&clean, draws),
+            Self::HeldLines => held_out_sixth::held_lines(&clean, draws),
         };
         corrupted.to_image()
     }
@@ -238,7 +271,7 @@ fn banding(clean: &Raster, phase: f64) -> Raster {
 }
 
 /// Each value times `light(y, x)`, where y and x go from -0.5 to 0.5 over the image.
-fn shaded(clean: &Raster, light: impl Fn(f64, f64) -> f64) -> Raster {
+pub(super) fn shaded(clean: &Raster, light: impl Fn(f64, f64) -> f64) -> Raster {
     Raster::from_fn(clean.channels(), clean.height(), clean.width(), |y, x, channel| {
         clean.at(y, x, channel) * light(place(y, clean.height()), place(x, clean.width()))
     })

@@ -27,6 +27,7 @@ pub enum Stream {
     HeldOutThird,
     HeldOutFourth,
     HeldOutFifth,
+    HeldOutSixth,
     /// One of the 19 from the first frame to the last.
     OfCorruption(Corruption),
     /// One of the held-out corruptions from the first frame to the last.
@@ -40,7 +41,7 @@ static ALL: LazyLock<Vec<Stream>> = LazyLock::new(|| {
 
 impl Stream {
     /// All but the streams of one corruption.
-    pub const NAMED: [Self; 18] = [
+    pub const NAMED: [Self; 19] = [
         Self::Clean,
         Self::Continual,
         Self::Separate,
@@ -59,6 +60,7 @@ impl Stream {
         Self::HeldOutThird,
         Self::HeldOutFourth,
         Self::HeldOutFifth,
+        Self::HeldOutSixth,
     ];
 
     pub fn name(self) -> &'static str {
@@ -81,6 +83,7 @@ impl Stream {
             Self::HeldOutThird => "held-out-third",
             Self::HeldOutFourth => "held-out-fourth",
             Self::HeldOutFifth => "held-out-fifth",
+            Self::HeldOutSixth => "held-out-sixth",
             Self::OfCorruption(corruption) => corruption.name(),
             Self::OfHeldOut(held_out) => held_out.name(),
         }
@@ -109,6 +112,7 @@ impl Stream {
             Self::HeldOutThird => "Six others, invented when the second had been looked at, as hard as those",
             Self::HeldOutFourth => "Six others, invented when the third had been looked at, as hard as those; never for choosing settings",
             Self::HeldOutFifth => "Six others, invented when the fourth had been looked at, as hard as those; never for choosing settings",
+            Self::HeldOutSixth => "Six others, invented when the fifth had been looked at, as hard as those; never for choosing settings",
             Self::OfCorruption(_) | Self::OfHeldOut(_) => "This corruption only",
         }
     }

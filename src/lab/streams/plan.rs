@@ -98,6 +98,7 @@ fn segments(stream: Stream, request: &Request<'_>, draws: &mut Draws) -> Result<
         Stream::HeldOutThird => order::held_out(HeldOut::THIRD, frames),
         Stream::HeldOutFourth => order::held_out(HeldOut::FOURTH, frames),
         Stream::HeldOutFifth => order::held_out(HeldOut::FIFTH, frames),
+        Stream::HeldOutSixth => order::held_out(HeldOut::SIXTH, frames),
         Stream::Separate => order::separate(frames, severity),
         Stream::Gradual => order::gradual(frames, severity),
         Stream::Mixed => order::mixed(frames, severity, draws),

@@ -101,7 +101,14 @@ fn full() -> Vec<Block> {
     let constants = Block { seeds: Extent::First, ..main(Section::OtherConstants, Table::Cifar, FRAMES) };
     let held_out = Block {
         section: Section::HeldOut,
-        streams: vec![Stream::HeldOut, Stream::HeldOutAgain, Stream::HeldOutThird, Stream::HeldOutFourth, Stream::HeldOutFifth],
+        streams: vec![
+            Stream::HeldOut,
+            Stream::HeldOutAgain,
+            Stream::HeldOutThird,
+            Stream::HeldOutFourth,
+            Stream::HeldOutFifth,
+            Stream::HeldOutSixth,
+        ],
         ..streams.clone()
     };
     let slow = SLOW.map(|(method, frames)| Block {
