@@ -36,7 +36,8 @@ fn subject(adapt: AdaptConfig) -> Subject {
         canary: Canary::default(),
         ..tiny
     };
-    Subject { name: "vit".to_owned(), bundle, adapt, hash: "a bundle".to_owned(), importance: OnceLock::new() }
+    let [hash, classifier_hash] = ["a bundle", "a classifier"].map(str::to_owned);
+    Subject { name: "vit".to_owned(), bundle, adapt, hash, classifier_hash, importance: OnceLock::new() }
 }
 
 fn materials() -> Materials {
@@ -115,8 +116,10 @@ fn changed_configuration_runs_only_its_methods_again() {
     assert_eq!(run_missing(&archive, &changed, &materials), names(|cell| cell.method == Method::Undrift));
     let tuned = Materials { tuning: Tuning { learning_rate: Some(1e-3), ..Tuning::default() }, ..materials };
     assert_eq!(run_missing(&archive, &changed, &tuned), names(|cell| cell.method == Method::Tent));
-    let other_bundle = Subject { hash: "another bundle".to_owned(), ..changed };
-    assert_eq!(run_missing(&archive, &other_bundle, &tuned), names(|_| true));
+    let other_judge = Subject { hash: "another bundle".to_owned(), ..changed };
+    assert_eq!(run_missing(&archive, &other_judge, &tuned), names(|cell| cell.method.is_judged()));
+    let other_classifier = Subject { classifier_hash: "another classifier".to_owned(), ..other_judge };
+    assert_eq!(run_missing(&archive, &other_classifier, &tuned), names(|_| true));
 }
 
 #[test]

@@ -82,6 +82,11 @@ impl Method {
         }
     }
 
+    /// Whether its answers depend on the diffusion model.
+    pub fn is_judged(self) -> bool {
+        matches!(self, Self::Undrift | Self::DiffusionTta | Self::DiffusionClassifier | Self::Dusa)
+    }
+
     /// Whether the method is something else than the source on such a classifier.
     pub fn suits(self, classifier: &ClassifierConfig) -> bool {
         self != Self::Norm || classifier.has_batch_norm()

@@ -106,9 +106,13 @@ fn is_chosen(cell: &Cell, streams: &[Stream], methods: &[Method]) -> bool {
 fn subject(path: &Path, sets: &[String]) -> Result<Subject, Box<dyn Error>> {
     let config = Config::load(path, sets, config::environment())?;
     let bundle = read_bundle(&config)?;
-    let hashes = &config.bundle.files.hashes;
-    let hash = blake3::hash(&std::fs::read(hashes).map_err(|error| format!("file {}: {error}", hashes.display()))?).to_hex().to_string();
-    Ok(Subject { name: architecture(&bundle).to_owned(), bundle, adapt: config.adapt, hash, importance: OnceLock::new() })
+    let hash_of = |path: &Path| match std::fs::read(path) {
+        Ok(bytes) => Ok(blake3::hash(&bytes).to_hex().to_string()),
+        Err(error) => Err(format!("file {}: {error}", path.display())),
+    };
+    let (hash, classifier_hash) = (hash_of(&config.bundle.files.hashes)?, hash_of(&config.bundle.files.classifier)?);
+    let name = architecture(&bundle).to_owned();
+    Ok(Subject { name, bundle, adapt: config.adapt, hash, classifier_hash, importance: OnceLock::new() })
 }
 
 fn architecture(bundle: &Bundle) -> &'static str {

@@ -102,5 +102,5 @@ fn calibration_name(subject: &Subject, table: Table) -> String {
 }
 
 fn calibration_fingerprint(subject: &Subject, table: Table, images_hash: &str) -> String {
-    hash(&(&subject.hash, &subject.bundle.classifier_config, table_name(table), images_hash))
+    hash(&(&subject.classifier_hash, &subject.bundle.classifier_config, table_name(table), images_hash))
 }

@@ -39,6 +39,8 @@ pub struct Subject {
     pub adapt: AdaptConfig,
     /// BLAKE3 of the bundle's list of hashes.
     pub hash: String,
+    /// BLAKE3 of the classifier's weights.
+    pub classifier_hash: String,
     /// What EATA measured on source images.
     pub importance: OnceLock<Weights>,
 }
@@ -74,8 +76,8 @@ impl Cell {
         self.scenario.stream.window().unwrap_or(COMPETITOR_WINDOW)
     }
 
-    /// BLAKE3, in hex, of all that the result depends on. The configuration counts for the methods that look at it, a calibration for the
-    /// stream that it makes.
+    /// BLAKE3, in hex, of all that the result depends on. The diffusion model and the configuration count for the methods that look at them,
+    /// a calibration for the stream that it makes.
     pub fn fingerprint(&self, subject: &Subject, materials: &Materials, calibration: Option<&Calibration>) -> String {
         let Scenario { table, stream, frames, visits, seed } = self.scenario;
         let adapt = subject.adapt.clone();
@@ -89,10 +91,11 @@ impl Cell {
             self.method,
             Method::Source | Method::Undrift | Method::DiffusionTta | Method::Stretched | Method::DiffusionClassifier | Method::Lame
         );
-        let bundle = (&subject.hash, &subject.bundle.classifier_config, &subject.bundle.diffusion_config);
+        let judge = self.method.is_judged().then_some((&subject.hash, &subject.bundle.diffusion_config));
+        let models = (&subject.classifier_hash, &subject.bundle.classifier_config, judge);
         let scenario = (table_name(table), stream.name(), frames, visits, seed, &materials.images_hash, calibration);
         let method = (self.method.name(), self.window(), adapt, timesteps, is_tuned.then_some(materials.tuning));
-        hash(&(env!("CARGO_PKG_VERSION"), bundle, scenario, method))
+        hash(&(env!("CARGO_PKG_VERSION"), models, scenario, method))
     }
 }
 
