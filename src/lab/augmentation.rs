@@ -1,10 +1,10 @@
-//! What the diffusion model may see in training beside the images themselves: other shapes, other tones, parts that are hidden, and what
-//! lies over an image.
+//! What the diffusion model may see in training beside the images themselves: other shapes, other tones, parts that are hidden or covered,
+//! and what lies over an image.
 //!
 //! A judge that has seen nothing but clean images agrees with itself on nonsense where a picture is unlike them. No noise, blur or weather
 //! is among this. Where both slants are opposite they are a turn, of up to 14 degrees and mostly less than 6: so a turned mounting and an
 //! oblique view are not new in kind to the judge, nor are blocks that are missing; the broadest waves are uneven light, and the finest are
-//! like the raw mosaic.
+//! like the raw mosaic; bars are like wires, cracks and rain, and small ellipses like insects and the mud of spatter.
 
 use super::dice::Dice;
 use super::warp::{Outside, Place, warp};
@@ -21,6 +21,8 @@ pub enum Augmentation {
     Shapes,
     /// The same, and another image or waves lie over it
     Overlays,
+    /// The same, and ellipses, rectangles and bars of any slant cover parts
+    Covers,
 }
 
 /// How often an image changes its shape, and how far: the logarithm of its size and of its aspect ratio, and the tangent of its slant.
@@ -51,6 +53,14 @@ const WAVES_MAX: u32 = 2;
 const WAVES_ACROSS: (f64, f64) = (1.0, 16.0);
 const AMPLITUDE_MAX: f64 = 0.6;
 
+/// How often parts are covered, by how many covers at most, half their length and width as shares of the image's sides, how much of a cover
+/// is seen, and how often it shows another image (as CutMix, arXiv 1905.04899, under the label of the one that is covered).
+const COVER_PROBABILITY: f64 = 0.5;
+const COVERS_MAX: u32 = 4;
+const COVER_HALF: (f64, f64) = (0.02, 0.3);
+const COVER_OPACITY: (f64, f64) = (0.3, 1.0);
+const GHOST_COVER_PROBABILITY: f64 = 0.5;
+
 /// An image (C, H, W) in -1..=1 as `key` changes it; `ghost` is another one.
 pub fn augmented(image: &[f32], ghost: &[f32], shape: ImageShape, augmentation: Augmentation, key: NoiseKey) -> Vec<f32> {
     let mut dice = Dice::new(key);
@@ -59,8 +69,11 @@ pub fn augmented(image: &[f32], ghost: &[f32], shape: ImageShape, augmentation: 
         let exponent = dice.between(-TONE_MAX, TONE_MAX).exp() as f32;
         image.iter_mut().for_each(|value| *value = 2.0 * ((*value + 1.0) / 2.0).clamp(0.0, 1.0).powf(exponent) - 1.0);
     }
-    if augmentation == Augmentation::Overlays {
+    if augmentation != Augmentation::Shapes {
         overlay(&mut image, ghost, shape, &mut dice);
+    }
+    if augmentation == Augmentation::Covers && dice.happens(COVER_PROBABILITY) {
+        (0..=dice.below(COVERS_MAX)).for_each(|_| cover(&mut image, ghost, shape, &mut dice));
     }
     if dice.happens(ERASING_PROBABILITY) {
         (0..=dice.below(ERASED_MAX)).for_each(|_| erase(&mut image, shape, &mut dice));
@@ -104,6 +117,30 @@ fn add_wave(image: &mut [f32], shape: ImageShape, dice: &mut Dice) {
     }
 }
 
+/// Covers an ellipse, a rectangle or a bar through the whole image, of any slant, with one level or with what `ghost` has there.
+fn cover(image: &mut [f32], ghost: &[f32], shape: ImageShape, dice: &mut Dice) {
+    let [half_length, half_width] = [(); 2].map(|()| dice.between(COVER_HALF.0.ln(), COVER_HALF.1.ln()).exp());
+    let [middle_x, middle_y] = [(); 2].map(|()| dice.between(0.0, 1.0));
+    let (sine, cosine) = dice.between(0.0, TAU).sin_cos();
+    let outline = dice.below(3);
+    let level = (!dice.happens(GHOST_COVER_PROBABILITY)).then(|| dice.between(-1.0, 1.0) as f32);
+    let opacity = dice.between(COVER_OPACITY.0, COVER_OPACITY.1) as f32;
+    let is_covered = |place: usize| {
+        let x = (place % shape.width) as f64 / (shape.width - 1) as f64 - middle_x;
+        let y = (place / shape.width) as f64 / (shape.height - 1) as f64 - middle_y;
+        let (along, across) = ((cosine * x + sine * y) / half_length, (cosine * y - sine * x) / half_width);
+        match outline {
+            0 => along * along + across * across <= 1.0,
+            1 => along.abs() <= 1.0 && across.abs() <= 1.0,
+            _ => across.abs() <= 1.0,
+        }
+    };
+    let plane = shape.height * shape.width;
+    for (place, (value, ghost)) in image.iter_mut().zip(ghost).enumerate().filter(|(place, _)| is_covered(place % plane)) {
+        *value += opacity * (level.unwrap_or(*ghost) - *value);
+    }
+}
+
 /// Hides a rectangle behind one level, anywhere but in the last row and column.
 fn erase(image: &mut [f32], shape: ImageShape, dice: &mut Dice) {
     let mut range = |length: usize| {
@@ -134,9 +171,10 @@ mod tests {
         let image: Vec<f32> = (0..126u8).map(|i| f32::from(i) / 62.5 - 1.0).collect();
         let key = |index| NoiseKey::from_seed(1, "augmentation test", index);
         let ghost: Vec<f32> = image.iter().map(|value| -value).collect();
-        // Of four thousand, those whose shape and tone stay and of which nothing is hidden: 0.3 x 0.5 x 0.4, and of these without a ghost and
-        // waves 0.7 x 0.6; five standard deviations to each side.
-        for (augmentation, as_they_were) in [(Augmentation::Shapes, 165..=315), (Augmentation::Overlays, 52..=150)] {
+        // Of four thousand, those whose shape and tone stay and of which nothing is hidden: 0.3 x 0.5 x 0.4, of these without a ghost and
+        // waves 0.7 x 0.6, and of these without covers 0.5; five standard deviations to each side. A cover may lie beside the image.
+        let kinds = [(Augmentation::Shapes, 165..=315), (Augmentation::Overlays, 52..=150), (Augmentation::Covers, 16..=105)];
+        for (augmentation, as_they_were) in kinds {
             let of_key = |index| augmented(&image, &ghost, SHAPE, augmentation, key(index));
             for index in 0..100 {
                 let changed = of_key(index);
@@ -185,6 +223,30 @@ mod tests {
             assert!(high <= 4 && wide <= 3, "{index}: {high} by {wide}, of 9 by 7 at most 0.4, rounded up");
             assert!(places.iter().all(|&place| image[place] == image[places[0]]), "{index}: one level");
         }
+    }
+
+    #[test]
+    fn a_cover_has_one_level_or_is_part_of_the_other_image_and_lets_as_much_of_the_first_through_everywhere() {
+        let (image, ghost) = (vec![-0.5; SHAPE.elements()], (0..126u8).map(|i| f32::from(i % 63) / 62.0).collect::<Vec<f32>>());
+        let (mut flat, mut of_ghost) = (0, 0);
+        for index in 0..200 {
+            let mut changed = image.clone();
+            cover(&mut changed, &ghost, SHAPE, &mut dice(index));
+            assert_eq!(changed[..63], changed[63..], "{index}: each plane is covered alike");
+            assert!(changed.iter().all(|value| value.abs() <= 1.0), "{index}: {changed:?}");
+            let covered: Vec<usize> = (0..63).filter(|&place| changed[place] != -0.5).collect();
+            // Too few to tell one from the other.
+            if covered.len() < 3 {
+                continue;
+            }
+            let opacity = |place: usize| (changed[place] + 0.5) / (ghost[place] + 0.5);
+            let is_flat = covered.iter().all(|&place| changed[place] == changed[covered[0]]);
+            let is_of_ghost =
+                covered.iter().all(|&place| (opacity(place) - opacity(covered[0])).abs() < 1e-5 && (0.3..=1.0).contains(&opacity(place)));
+            assert!(is_flat != is_of_ghost, "{index}: {changed:?}");
+            *(if is_flat { &mut flat } else { &mut of_ghost }) += 1;
+        }
+        assert!(flat.min(of_ghost) > 40, "{flat} covers of one level, {of_ghost} of the other image");
     }
 
     #[test]
