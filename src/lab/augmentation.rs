@@ -136,7 +136,7 @@ fn cover(image: &mut [f32], ghost: &[f32], shape: ImageShape, dice: &mut Dice) {
         }
     };
     let plane = shape.height * shape.width;
-    for (place, (value, ghost)) in image.iter_mut().zip(ghost).enumerate().filter(|(place, _)| is_covered(place % plane)) {
+    for (_, (value, ghost)) in image.iter_mut().zip(ghost).enumerate().filter(|(place, _)| is_covered(place % plane)) {
         *value += opacity * (level.unwrap_or(*ghost) - *value);
     }
 }
