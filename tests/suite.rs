@@ -4,6 +4,7 @@
 mod tiny;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
@@ -15,7 +16,7 @@ use undrift::lab::corruptions::Table;
 use undrift::lab::dataset::Labelled;
 use undrift::lab::methods::Method;
 use undrift::lab::report::suite_html;
-use undrift::lab::streams::Stream;
+use undrift::lab::streams::{Calibration, Stream};
 use undrift::lab::suite::{
     Archive, Cell, Extent, Figures, Found, Materials, Mean, Record, Records, RunError, Scenario, Section, Subject, Suite, figures_text,
     in_parallel, run_cell,
@@ -117,9 +118,21 @@ fn changed_configuration_runs_only_its_methods_again() {
     let tuned = Materials { tuning: Tuning { learning_rate: Some(1e-3), ..Tuning::default() }, ..materials };
     assert_eq!(run_missing(&archive, &changed, &tuned), names(|cell| cell.method == Method::Tent));
     let other_judge = Subject { hash: "another bundle".to_owned(), ..changed };
-    assert_eq!(run_missing(&archive, &other_judge, &tuned), names(|cell| cell.method.is_judged()));
+    assert_eq!(run_missing(&archive, &other_judge, &tuned), names(|cell| cell.method == Method::Undrift));
     let other_classifier = Subject { classifier_hash: "another classifier".to_owned(), ..other_judge };
     assert_eq!(run_missing(&archive, &other_classifier, &tuned), names(|_| true));
+}
+
+#[test]
+fn a_calibration_holds_for_its_classifier_whatever_the_judge() {
+    let (dir, of_one, images_hash) = (tempfile::tempdir().expect("makes a folder"), subject(tiny::config()), materials().images_hash);
+    let archive = Archive::open(dir.path()).expect("opens the folder");
+    let calibration = Calibration::measure(|_| Ok::<_, Infallible>(0.5)).unwrap_or_else(|never| match never {});
+    archive.keep_calibration(&of_one, Table::Tiny, &images_hash, calibration.clone()).expect("keeps it");
+    let found = |subject: &Subject| archive.calibration(subject, Table::Tiny, &images_hash).expect("reads it");
+    let other_judge = Subject { hash: "another bundle".to_owned(), ..of_one };
+    assert_eq!(found(&other_judge), Some(calibration));
+    assert_eq!(found(&Subject { classifier_hash: "another classifier".to_owned(), ..other_judge }), None);
 }
 
 #[test]
