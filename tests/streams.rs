@@ -174,6 +174,7 @@ fn domains_come_in_order_and_in_equal_shares() {
         (Stream::HeldOutFourth, held_out(HeldOut::FOURTH)),
         (Stream::HeldOutFifth, held_out(HeldOut::FIFTH)),
         (Stream::HeldOutSixth, held_out(HeldOut::SIXTH)),
+        (Stream::HeldOutSeventh, held_out(HeldOut::SEVENTH)),
     ];
     for (stream, expected) in cases {
         let plan = plan(stream, 5003);
@@ -371,6 +372,38 @@ fn rolled(picture: &[f64], lines: usize) -> Vec<f64> {
     rolled
 }
 
+/// The picture whose lines each begin `lean` pixels further on than the one before, to the nearest, and go on in the next one; the buffer
+/// is read in a circle.
+fn leaning(picture: &[f64], channels: usize, lean: f64) -> Vec<f64> {
+    let mut leaning = Vec::new();
+    for (y, line) in (0..).zip(picture.chunks(SIDE * channels)) {
+        let ahead = (lean * f64::from(y)).abs();
+        // The nearest whole number of pixels, and its side.
+        let pixels = (0..SIDE * SIDE).find(|&pixels| ratio(pixels, 1) + 0.5 > ahead).expect("leans less than all lines") * channels;
+        let first = leaning.len();
+        let from = if lean < 0.0 { picture.len() + first - pixels } else { first + pixels };
+        leaning.extend((from..from + line.len()).map(|at| picture[at % picture.len()]));
+    }
+    leaning
+}
+
+/// The picture whose pixels each come from `scale` times as far from the middle, to the nearest.
+fn scaled(picture: &[f64], channels: usize, scale: f64) -> Vec<f64> {
+    let from = |to: usize| {
+        let exact = scale * (ratio(to, 1) + 0.5 - ratio(SIDE, 2)) + ratio(SIDE, 2);
+        (0..SIDE - 1).find(|&index| ratio(index, 1) + 1.0 > exact).unwrap_or(SIDE - 1)
+    };
+    let pixel = |y: usize, x: usize| (0..channels).map(move |channel| (from(y) * SIDE + from(x)) * channels + channel);
+    (0..SIDE).flat_map(|y| (0..SIDE).flat_map(move |x| pixel(y, x))).map(|at| picture[at]).collect()
+}
+
+/// By how much each value is above the mean of its channel in its line.
+fn levelled(picture: &[f64], channels: usize) -> Vec<f64> {
+    let mean = |line: &[f64], channel| line.iter().skip(channel).step_by(channels).sum::<f64>() / ratio(SIDE, 1);
+    let above = |line: &[f64]| (0..line.len()).map(|at| line[at] - mean(line, at % channels)).collect::<Vec<_>>();
+    picture.chunks(SIDE * channels).flat_map(above).collect()
+}
+
 /// Levels of 0 to 255 that begin again at 0 where `black` takes them beyond.
 fn raised(picture: &[f64], black: u8) -> Vec<f64> {
     picture.iter().map(|level| (level + f64::from(black)).rem_euclid(255.0)).collect()
@@ -390,7 +423,7 @@ fn edges(picture: &[f64], channels: usize) -> Vec<f64> {
 #[test]
 fn held_out_corruptions_show_and_leave_the_image_recognisable() {
     // Goal: hard, not hopeless. Method: mean change in levels of 255, and correlation with the clean image, of grey and RGB images; where
-    // lines or tones are elsewhere or gone, of what is left of them.
+    // pixels, lines or tones are elsewhere or gone, of what is left of them.
     println!("seed {SEED}");
     for Labelled { image, .. } in images().iter().take(10) {
         let grey = pad(image, SIDE);
@@ -415,6 +448,18 @@ fn held_out_corruptions_show_and_leave_the_image_recognisable() {
                         let likeness = |index| correlation(&before, &levels(&held_out.apply(&clean, &mut Draws::new(SEED, index))));
                         (0..10).map(likeness).sum::<f64>() / 10.0
                     }
+                    // It is there, larger or smaller.
+                    HeldOut::WrongZoom => {
+                        let likeness = |step: i32| correlation(&scaled(&before, clean.channels(), 1.05_f64.powi(step)), &after);
+                        (-15..=15).map(likeness).fold(0.0, f64::max)
+                    }
+                    // Its lines are there, each further on.
+                    HeldOut::WrongPitch => {
+                        let likeness = |step: i32| correlation(&leaning(&before, clean.channels(), 0.02 * f64::from(step)), &after);
+                        (-50..=50).map(likeness).fold(0.0, f64::max)
+                    }
+                    // Its lines are there, each at a level of its own.
+                    HeldOut::FloatingBlack => correlation(&levelled(&before, clean.channels()), &levelled(&after, clean.channels())),
                     _ => correlation(&before, &after),
                 };
                 assert!(likeness > 0.4, "{}: likeness {likeness}", held_out.name());
@@ -442,5 +487,5 @@ fn each_name_stands_for_one_stream() {
     // Goal: no stream hides another. Method: every name is read back, and all differ.
     let streams = Stream::value_variants();
     streams.iter().for_each(|&stream| assert_eq!(Stream::from_str(stream.name(), false), Ok(stream)));
-    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 19 + 19 + 36);
+    assert_eq!(streams.iter().map(|stream| stream.name()).collect::<BTreeSet<_>>().len(), 20 + 19 + 42);
 }

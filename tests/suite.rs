@@ -187,9 +187,15 @@ fn suites_name_each_cell_once_and_hold_what_they_promise() {
         let cells: Vec<Cell> = suite.blocks().iter().flat_map(|block| block.cells(&models, &seeds)).collect();
         let names: std::collections::BTreeSet<String> = cells.iter().map(Cell::name).collect();
         assert_eq!(names.len(), cells.len());
-        for stream in
-            [Stream::HeldOut, Stream::HeldOutAgain, Stream::HeldOutThird, Stream::HeldOutFourth, Stream::HeldOutFifth, Stream::HeldOutSixth]
-        {
+        for stream in [
+            Stream::HeldOut,
+            Stream::HeldOutAgain,
+            Stream::HeldOutThird,
+            Stream::HeldOutFourth,
+            Stream::HeldOutFifth,
+            Stream::HeldOutSixth,
+            Stream::HeldOutSeventh,
+        ] {
             assert_eq!(cells.iter().any(|cell| cell.scenario.stream == stream), suite == Suite::Full, "{}", stream.name());
         }
         let slow = [Method::Cotta, Method::Memo, Method::DiffusionTta];

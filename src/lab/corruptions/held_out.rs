@@ -1,11 +1,12 @@
-//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; thirty more came later.
+//! Corruptions that no benchmark has: what lenses, sensors and lamps do to a picture, at one fixed strength each; thirty-six more came
+//! later.
 //!
-//! They stood for the unknown until settings were chosen on them; of the sets that came later the fourth to the sixth are those on which nothing was.
-//! Their constants stay as they are. Lengths are shares of
-//! the image's side, so that the strength is that of the picture, not of its pixels.
+//! They stood for the unknown until settings were chosen on them; of the sets that came later the fourth to the seventh are those on which
+//! nothing was. Their constants stay as they are. Lengths are shares of the image's side, so that the strength is that of the picture, not
+//! of its pixels.
 //! Invariant: the same image, corruption and [`Draws`] give the same bytes.
 
-use super::{held_out_again, held_out_fifth, held_out_fourth, held_out_sixth, held_out_third};
+use super::{held_out_again, held_out_fifth, held_out_fourth, held_out_seventh, held_out_sixth, held_out_third};
 use crate::frame::Image;
 use crate::lab::corruptions::draws::Draws;
 use crate::lab::corruptions::raster::{Border, Raster, floor, real, signed};
@@ -111,10 +112,22 @@ pub enum HeldOut {
     DappledLight,
     /// Lines that are lost in bursts, in whose place the last one is shown again
     HeldLines,
+    /// A zoom lens that has stopped too near or too far
+    WrongZoom,
+    /// Lines that are taken for longer or shorter than they are, so that the picture leans
+    WrongPitch,
+    /// A bright window behind the camera, which the pane before it mirrors
+    MirroredWindow,
+    /// A black that is not held, so that lines with bright things are darker than others
+    FloatingBlack,
+    /// Blocks that a decoder draws from the wrong place, as the picture that they refer to was lost
+    LostKeyFrame,
+    /// A filter against noise that is too strong: what is small is gone, and edges stay
+    Smudging,
 }
 
 impl HeldOut {
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 42] = [
         Self::Vignetting,
         Self::Banding,
         Self::DeadColumns,
@@ -151,6 +164,12 @@ impl HeldOut {
         Self::LostLevel,
         Self::DappledLight,
         Self::HeldLines,
+        Self::WrongZoom,
+        Self::WrongPitch,
+        Self::MirroredWindow,
+        Self::FloatingBlack,
+        Self::LostKeyFrame,
+        Self::Smudging,
     ];
 
     /// Those that were there before anything was chosen.
@@ -169,7 +188,10 @@ impl HeldOut {
     pub const FIFTH: &'static [Self] = Self::ALL.split_at(24).1.split_at(6).0;
 
     /// Those that were invented when the fifth had been looked at.
-    pub const SIXTH: &'static [Self] = Self::ALL.split_at(30).1;
+    pub const SIXTH: &'static [Self] = Self::ALL.split_at(30).1.split_at(6).0;
+
+    /// Those that were invented when the sixth had been looked at.
+    pub const SEVENTH: &'static [Self] = Self::ALL.split_at(36).1;
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -209,6 +231,12 @@ impl HeldOut {
             Self::LostLevel => "lost_level",
             Self::DappledLight => "dappled_light",
             Self::HeldLines => "held_lines",
+            Self::WrongZoom => "wrong_zoom",
+            Self::WrongPitch => "wrong_pitch",
+            Self::MirroredWindow => "mirrored_window",
+            Self::FloatingBlack => "floating_black",
+            Self::LostKeyFrame => "lost_key_frame",
+            Self::Smudging => "smudging",
         }
     }
 
@@ -252,6 +280,12 @@ impl HeldOut {
             Self::LostLevel => held_out_sixth::lost_level(&clean, draws),
             Self::DappledLight => held_out_sixth::dappled_light(&clean, draws),
             Self::HeldLines => held_out_sixth::held_lines(&clean, draws),
+            Self::WrongZoom => held_out_seventh::wrong_zoom(&clean, draws),
+            Self::WrongPitch => held_out_seventh::wrong_pitch(&clean, draws),
+            Self::MirroredWindow => held_out_seventh::mirrored_window(&clean, draws),
+            Self::FloatingBlack => held_out_seventh::floating_black(&clean, draws),
+            Self::LostKeyFrame => held_out_seventh::lost_key_frame(&clean, draws),
+            Self::Smudging => held_out_seventh::smudging(&clean),
         };
         corrupted.to_image()
     }

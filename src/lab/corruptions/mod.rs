@@ -6,7 +6,7 @@
 //! Invariant: the same image, corruption, severity, table and [`Draws`] give the same bytes.
 //! Grey images: noise, blur and geometry act on the one channel; what needs colour (frost, spatter, saturate) acts on the
 //! image replicated to RGB, and the luma of that is the answer.
-//! [`HeldOut`] are thirty-six more, of no benchmark.
+//! [`HeldOut`] are forty-two more, of no benchmark.
 pub mod blur;
 mod corrupt;
 pub mod digital;
@@ -15,6 +15,7 @@ mod held_out;
 mod held_out_again;
 mod held_out_fifth;
 mod held_out_fourth;
+mod held_out_seventh;
 mod held_out_sixth;
 mod held_out_third;
 pub mod noise;

@@ -28,6 +28,7 @@ pub enum Stream {
     HeldOutFourth,
     HeldOutFifth,
     HeldOutSixth,
+    HeldOutSeventh,
     /// One of the 19 from the first frame to the last.
     OfCorruption(Corruption),
     /// One of the held-out corruptions from the first frame to the last.
@@ -41,7 +42,7 @@ static ALL: LazyLock<Vec<Stream>> = LazyLock::new(|| {
 
 impl Stream {
     /// All but the streams of one corruption.
-    pub const NAMED: [Self; 19] = [
+    pub const NAMED: [Self; 20] = [
         Self::Clean,
         Self::Continual,
         Self::Separate,
@@ -61,6 +62,7 @@ impl Stream {
         Self::HeldOutFourth,
         Self::HeldOutFifth,
         Self::HeldOutSixth,
+        Self::HeldOutSeventh,
     ];
 
     pub fn name(self) -> &'static str {
@@ -84,6 +86,7 @@ impl Stream {
             Self::HeldOutFourth => "held-out-fourth",
             Self::HeldOutFifth => "held-out-fifth",
             Self::HeldOutSixth => "held-out-sixth",
+            Self::HeldOutSeventh => "held-out-seventh",
             Self::OfCorruption(corruption) => corruption.name(),
             Self::OfHeldOut(held_out) => held_out.name(),
         }
@@ -113,6 +116,7 @@ impl Stream {
             Self::HeldOutFourth => "Six others, invented when the third had been looked at, as hard as those; never for choosing settings",
             Self::HeldOutFifth => "Six others, invented when the fourth had been looked at, as hard as those; never for choosing settings",
             Self::HeldOutSixth => "Six others, invented when the fifth had been looked at, as hard as those; never for choosing settings",
+            Self::HeldOutSeventh => "Six others, invented when the sixth had been looked at, as hard as those; never for choosing settings",
             Self::OfCorruption(_) | Self::OfHeldOut(_) => "This corruption only",
         }
     }

@@ -99,6 +99,7 @@ fn segments(stream: Stream, request: &Request<'_>, draws: &mut Draws) -> Result<
         Stream::HeldOutFourth => order::held_out(HeldOut::FOURTH, frames),
         Stream::HeldOutFifth => order::held_out(HeldOut::FIFTH, frames),
         Stream::HeldOutSixth => order::held_out(HeldOut::SIXTH, frames),
+        Stream::HeldOutSeventh => order::held_out(HeldOut::SEVENTH, frames),
         Stream::Separate => order::separate(frames, severity),
         Stream::Gradual => order::gradual(frames, severity),
         Stream::Mixed => order::mixed(frames, severity, draws),

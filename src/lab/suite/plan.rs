@@ -108,6 +108,7 @@ fn full() -> Vec<Block> {
             Stream::HeldOutFourth,
             Stream::HeldOutFifth,
             Stream::HeldOutSixth,
+            Stream::HeldOutSeventh,
         ],
         ..streams.clone()
     };
