@@ -4,7 +4,10 @@
 //! A judge that has seen nothing but clean images agrees with itself on nonsense where a picture is unlike them. No noise, blur or weather
 //! is among this. Where both slants are opposite they are a turn, of up to 14 degrees and mostly less than 6: so a turned mounting and an
 //! oblique view are not new in kind to the judge, nor are blocks that are missing; the broadest waves are uneven light, and the finest are
-//! like the raw mosaic; bars are like wires, cracks and rain, and small ellipses like insects and the mud of spatter.
+//! like the raw mosaic; bars are like wires, cracks and rain, and small ellipses like insects and the mud of spatter. [`distortion`] says
+//! what its own are like.
+
+mod distortion;
 
 use super::dice::Dice;
 use super::warp::{Outside, Place, warp};
@@ -23,6 +26,8 @@ pub enum Augmentation {
     Overlays,
     /// The same, and ellipses, rectangles and bars of any slant cover parts
     Covers,
+    /// Half of the images the same; in the others lines move, tones go up and down, edges are filtered, light and shade fall
+    Distortions,
 }
 
 /// How often an image changes its shape, and how far: the logarithm of its size and of its aspect ratio, and the tangent of its slant.
@@ -61,6 +66,9 @@ const COVER_HALF: (f64, f64) = (0.02, 0.3);
 const COVER_OPACITY: (f64, f64) = (0.3, 1.0);
 const GHOST_COVER_PROBABILITY: f64 = 0.5;
 
+/// How often an image is distorted in place of overlays, covers and hidden parts: what a camera meets is seldom all at once.
+const DISTORTION_PROBABILITY: f64 = 0.5;
+
 /// An image (C, H, W) in -1..=1 as `key` changes it; `ghost` is another one.
 pub fn augmented(image: &[f32], ghost: &[f32], shape: ImageShape, augmentation: Augmentation, key: NoiseKey) -> Vec<f32> {
     let mut dice = Dice::new(key);
@@ -69,10 +77,14 @@ pub fn augmented(image: &[f32], ghost: &[f32], shape: ImageShape, augmentation: 
         let exponent = dice.between(-TONE_MAX, TONE_MAX).exp() as f32;
         image.iter_mut().for_each(|value| *value = 2.0 * ((*value + 1.0) / 2.0).clamp(0.0, 1.0).powf(exponent) - 1.0);
     }
+    if augmentation == Augmentation::Distortions && dice.happens(DISTORTION_PROBABILITY) {
+        distortion::distort(&mut image, shape, &mut dice);
+        return image;
+    }
     if augmentation != Augmentation::Shapes {
         overlay(&mut image, ghost, shape, &mut dice);
     }
-    if augmentation == Augmentation::Covers && dice.happens(COVER_PROBABILITY) {
+    if matches!(augmentation, Augmentation::Covers | Augmentation::Distortions) && dice.happens(COVER_PROBABILITY) {
         (0..=dice.below(COVERS_MAX)).for_each(|_| cover(&mut image, ghost, shape, &mut dice));
     }
     if dice.happens(ERASING_PROBABILITY) {
@@ -119,25 +131,34 @@ fn add_wave(image: &mut [f32], shape: ImageShape, dice: &mut Dice) {
 
 /// Covers an ellipse, a rectangle or a bar through the whole image, of any slant, with one level or with what `ghost` has there.
 fn cover(image: &mut [f32], ghost: &[f32], shape: ImageShape, dice: &mut Dice) {
-    let [half_length, half_width] = [(); 2].map(|()| dice.between(COVER_HALF.0.ln(), COVER_HALF.1.ln()).exp());
-    let [middle_x, middle_y] = [(); 2].map(|()| dice.between(0.0, 1.0));
-    let (sine, cosine) = dice.between(0.0, TAU).sin_cos();
+    let from_middle = slanted(shape, COVER_HALF, dice);
     let outline = dice.below(3);
     let level = (!dice.happens(GHOST_COVER_PROBABILITY)).then(|| dice.between(-1.0, 1.0) as f32);
     let opacity = dice.between(COVER_OPACITY.0, COVER_OPACITY.1) as f32;
     let is_covered = |place: usize| {
-        let x = (place % shape.width) as f64 / (shape.width - 1) as f64 - middle_x;
-        let y = (place / shape.width) as f64 / (shape.height - 1) as f64 - middle_y;
-        let (along, across) = ((cosine * x + sine * y) / half_length, (cosine * y - sine * x) / half_width);
+        let (along, across) = from_middle(place);
         match outline {
             0 => along * along + across * across <= 1.0,
             1 => along.abs() <= 1.0 && across.abs() <= 1.0,
             _ => across.abs() <= 1.0,
         }
     };
-    let plane = shape.height * shape.width;
-    for (_, (value, ghost)) in image.iter_mut().zip(ghost).enumerate().filter(|(place, _)| is_covered(place % plane)) {
+    for (_, (value, ghost)) in image.iter_mut().zip(ghost).enumerate().filter(|(place, _)| is_covered(*place)) {
         *value += opacity * (level.unwrap_or(*ghost) - *value);
+    }
+}
+
+/// Draws a middle, a slant, a length and a width; gives how far along and across from that middle a value of the image lies, in lengths
+/// and widths. These are between `sizes`, as shares of the image's sides.
+fn slanted(shape: ImageShape, sizes: (f64, f64), dice: &mut Dice) -> impl Fn(usize) -> (f64, f64) + use<> {
+    let [length, width] = [(); 2].map(|()| dice.between(sizes.0.ln(), sizes.1.ln()).exp());
+    let [middle_x, middle_y] = [(); 2].map(|()| dice.between(0.0, 1.0));
+    let (sine, cosine) = dice.between(0.0, TAU).sin_cos();
+    move |index| {
+        let place = index % (shape.height * shape.width);
+        let x = (place % shape.width) as f64 / (shape.width - 1) as f64 - middle_x;
+        let y = (place / shape.width) as f64 / (shape.height - 1) as f64 - middle_y;
+        ((cosine * x + sine * y) / length, (cosine * y - sine * x) / width)
     }
 }
 
@@ -172,8 +193,14 @@ mod tests {
         let key = |index| NoiseKey::from_seed(1, "augmentation test", index);
         let ghost: Vec<f32> = image.iter().map(|value| -value).collect();
         // Of four thousand, those whose shape and tone stay and of which nothing is hidden: 0.3 x 0.5 x 0.4, of these without a ghost and
-        // waves 0.7 x 0.6, and of these without covers 0.5; five standard deviations to each side. A cover may lie beside the image.
-        let kinds = [(Augmentation::Shapes, 165..=315), (Augmentation::Overlays, 52..=150), (Augmentation::Covers, 16..=105)];
+        // waves 0.7 x 0.6, and of these without covers 0.5; five standard deviations to each side. A cover may lie beside the image. Half
+        // of those that are distorted have the same chance, and the others 0.3 x 0.5 x 0.6^4; but lines may move by nothing.
+        let kinds = [
+            (Augmentation::Shapes, 165..=315),
+            (Augmentation::Overlays, 52..=150),
+            (Augmentation::Covers, 16..=105),
+            (Augmentation::Distortions, 20..=120),
+        ];
         for (augmentation, as_they_were) in kinds {
             let of_key = |index| augmented(&image, &ghost, SHAPE, augmentation, key(index));
             for index in 0..100 {
