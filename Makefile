@@ -115,8 +115,10 @@ train:
 		--start target/train/diffusion.safetensors --augmented shapes --steps $$steps --learning-rate 1e-3 || exit 1; done
 	$(CARGO) run --release -- train diffusion --out target/train/overlays.safetensors --start target/train/shapes.safetensors \
 		--augmented overlays --steps 7000 --learning-rate 1e-3
-	$(CARGO) run --release -- train diffusion --out target/train/judge.safetensors --start target/train/overlays.safetensors \
+	$(CARGO) run --release -- train diffusion --out target/train/covers.safetensors --start target/train/overlays.safetensors \
 		--augmented covers --steps 6000 --learning-rate 1e-3
+	$(CARGO) run --release -- train diffusion --out target/train/judge.safetensors --start target/train/covers.safetensors \
+		--augmented distortions --steps 7000 --learning-rate 1e-3
 	$(CARGO) run --release -- train classifier --out target/train/resnet.safetensors --architecture resnet --steps 6000 --learning-rate 2e-3
 	cp target/train/classifier.safetensors $(BUNDLE)/
 	cp target/train/judge.safetensors $(BUNDLE)/diffusion.safetensors

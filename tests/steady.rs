@@ -55,12 +55,12 @@ fn judging_and_learning_take_no_memory_of_their_own_once_their_buffers_are_there
             assert!(matches!(outcome, Outcome::Learned(_)), "{outcome:?}");
             (heap::requests() - before, peak)
         };
-        let taken = pool.install(|| [(); 5].map(|()| learn()));
+        let taken = pool.install(|| [(); 6].map(|()| learn()));
         println!("frames judged before: {is_judged}; requests and bytes of the first windows: {taken:?}");
         // The first fills the buffers; the second that of the moments, which are there after the first step; with the first answers that
-        // teach, here in the third, their mean begins.
+        // teach, here in the fourth, their mean begins.
         assert!(taken[0].1 > weights, "{taken:?}");
-        assert!(taken[3..].iter().all(|&(requests, _)| requests == 0), "{taken:?}");
+        assert!(taken[4..].iter().all(|&(requests, _)| requests == 0), "{taken:?}");
         for (frame, verdict) in window.iter_mut().zip(judgement.verdicts) {
             frame.verdict = Some(verdict);
         }
