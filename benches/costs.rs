@@ -30,6 +30,7 @@ use undrift::learner::{AdaptConfig, Adapter, GateConfig, Judgement, source_state
 use undrift::model::{ClassifierConfig, Dit, DitConfig, ImageShape, TrunkConfig, Vit, VitConfig};
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Outcome, WindowFrame};
+use undrift::recent::Recent;
 use undrift::shell::bundle_reader::read_bundle;
 
 #[global_allocator]
@@ -160,7 +161,8 @@ impl Sizes {
             let mut views = vec![0f32; self.views() * elements];
             key.fill_normal(u32::MAX, &mut views);
             let source_logits = vec![vec![0f64; self.vit.classes]; self.views()];
-            WindowFrame { camera: "cam".to_owned(), key, views, source_logits, verdict: None }
+            let prior = Recent::default().prior(self.vit.classes);
+            WindowFrame { camera: "cam".to_owned(), key, views, source_logits, verdict: None, prior }
         };
         (0u64..).take(self.frames()).map(frame).collect()
     }

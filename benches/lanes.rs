@@ -18,6 +18,7 @@ use undrift::learner::{AdaptConfig, Adapter, FrozenClassifier, GateConfig, Judge
 use undrift::model::DitConfig;
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Outcome, WindowFrame};
+use undrift::recent::Recent;
 use undrift::shell::bundle_reader::read_bundle;
 
 #[global_allocator]
@@ -201,7 +202,8 @@ fn window(bundle: &Bundle, adapt: &AdaptConfig) -> Vec<WindowFrame> {
         key.fill_normal(u32::MAX, &mut image);
         let views = adapt.views(&image, shape);
         let source_logits = classifier.logits(&views).expect("logits");
-        WindowFrame { camera: "cam".to_owned(), key, views, source_logits, verdict: None }
+        let prior = Recent::default().prior(bundle.labels.len());
+        WindowFrame { camera: "cam".to_owned(), key, views, source_logits, verdict: None, prior }
     };
     (0u64..).take(adapt.window).map(frame).collect()
 }

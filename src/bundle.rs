@@ -12,42 +12,24 @@ pub struct Moments {
     pub standard_deviation: f64,
 }
 
-/// What speaks for an answer, without labels; each is a share, 0..=1.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Grounds {
-    /// Its probability to the classifier, whose logits are brought to one spread: what is learned makes them larger, and the answers
-    /// are no more often right for that.
-    pub classifier: f64,
-    /// Its probability to the judge, at a temperature at which few are too near to 1 to be told apart.
-    pub judge: f64,
-}
-
-/// How likely an answer is right: a logistic regression on the log-odds of its grounds.
+/// How likely an answer is right, without labels: a logistic regression on the log-odds of the judge's share of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
     pub intercept: f64,
-    pub by_classifier: f64,
-    pub by_judge: f64,
+    pub slope: f64,
 }
 
 impl Calibration {
-    /// 0..=1
-    pub fn accuracy(&self, grounds: &Grounds) -> f64 {
-        let Grounds { classifier, judge } = grounds.log_odds();
-        let logit = self.intercept + self.by_classifier * classifier + self.by_judge * judge;
-        1.0 / (1.0 + (-logit).exp())
+    /// 0..=1, where the judge gives the answer the share `share`, 0..=1.
+    pub fn accuracy(&self, share: f64) -> f64 {
+        1.0 / (1.0 + (-self.intercept - self.slope * Self::log_odds(share)).exp())
     }
-}
 
-impl Grounds {
-    /// Of each, which is taken for no surer than one in a thousand.
-    pub fn log_odds(&self) -> Self {
-        let log_odds = |share: f64| {
-            let share = share.clamp(1e-3, 1.0 - 1e-3);
-            (share / (1.0 - share)).ln()
-        };
-        Self { classifier: log_odds(self.classifier), judge: log_odds(self.judge) }
+    /// Of a share that is taken for no surer than one in a thousand.
+    pub fn log_odds(share: f64) -> f64 {
+        let share = share.clamp(1e-3, 1.0 - 1e-3);
+        (share / (1.0 - share)).ln()
     }
 }
 

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 const MAGIC: [u8; 8] = *b"UNDRIFT\0";
 
 /// Version of the layout; a change to it comes with a reader of the old one.
-pub const FORMAT_VERSION: u32 = 6;
+pub const FORMAT_VERSION: u32 = 7;
 
 /// Length of what precedes the header.
 pub const PREFIX_BYTES: usize = 56;

@@ -16,8 +16,8 @@
 //!
 //! [`shell::engine`] is that line in code: a message is decoded ([`decode`]), applied to the [`pipeline`], and the effects
 //! that come out are carried out. The pipeline answers with one [`learner::FrozenClassifier`] times what the [`learner::Judge`]
-//! (the diffusion model) makes of the frame, groups frames into windows and hands each full window to the
-//! [`learner::Adapter`], which lets the [`policy`] rule whether the judge is to be believed, takes one step, and gives back
+//! (the diffusion model) makes of the frame and what its camera has shown lately ([`recent`]), groups frames into windows and hands each
+//! full window to the [`learner::Adapter`], which lets the [`policy`] rule whether the judge is to be believed, takes one step, and gives back
 //! new weights. They answer the window after the next, whatever the clock says. The [`guard`] keeps frames out that teach too often,
 //! and takes back what turns out to do harm.
 //!
@@ -30,7 +30,7 @@
 //! # Core and shell
 //!
 //! The core is pure: [`frame`], [`decode`], [`noise`], [`diffusion`], [`model`], [`kernels`], [`learner`], [`policy`],
-//! [`guard`], [`monitor`], [`pipeline`], [`state`], [`checkpoint`]. It has no sockets, files, clock or threads of its own (but for
+//! [`recent`], [`guard`], [`monitor`], [`pipeline`], [`state`], [`checkpoint`]. It has no sockets, files, clock or threads of its own (but for
 //! rayon's, which change no bit), and nothing in it is random but by key. [`shell`] has NATS, HTTP, disk, threads and
 //! signals. [`lab`] trains and evaluates on the same core; the daemon knows nothing of it.
 //!
@@ -66,6 +66,7 @@ pub mod pipeline;
 pub mod policy;
 pub mod prediction;
 pub mod proof;
+pub mod recent;
 pub mod shell;
 pub mod state;
 pub mod wire;

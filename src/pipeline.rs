@@ -13,16 +13,18 @@ mod start;
 pub use messages::{Adapted, Decision, Effect, Event, Job, Outcome, PipelineError, Scheduled, Start, Status, WindowFrame};
 pub use start::{OutputShape, check_weights, first_state};
 
+use crate::by_camera::ByCamera;
 use crate::diffusion::Timestep;
 use crate::frame::{ClassIndex, Frame, FrameMark, FrameSeq, WeightsVersion};
 use crate::guard::Withheld;
-use crate::learner::objective::{argmax, entropy, mean_logits, posterior, softmax};
+use crate::learner::objective::{argmax, entropy, mean_logits, posterior, softmax, weighted};
 use crate::learner::{AdaptConfig, AnswerTime, FrozenClassifier, Judge, source_state};
 use crate::model::{ClassifierConfig, ParameterError, Tensors, parameters};
 use crate::monitor::{self, Monitor};
 use crate::noise::NoiseSecret;
 use crate::observation::{Observation, SkipReason, WindowReport};
 use crate::prediction::{PREDICTION_VERSION, Prediction, RankedClass, StageLatency};
+use crate::recent::Recent;
 use crate::state::{DurableState, Hearing, LearnerState, OpenFrame, Served};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -177,6 +179,7 @@ impl Pipeline {
             frame: taken.frame.clone(),
             is_judged: taken.studied.verdict.is_some(),
             input_chain: taken.input_chain,
+            prior: taken.studied.prior.clone(),
         };
         DurableState { monitor: self.monitor.state().clone(), open: self.window.iter().map(open).collect(), ..self.current.clone() }
     }
@@ -278,7 +281,9 @@ impl Pipeline {
             Some(judge) if !is_overloaded => Some(judge.verdicts(&image, &[key], &self.timesteps)?.remove(0)),
             _ => None,
         };
-        Ok(WindowFrame { camera: frame.camera.clone(), key, views, source_logits, verdict })
+        let nothing = Recent::default();
+        let prior = self.current.recent.get(&frame.camera).unwrap_or(&nothing).prior(self.labels.len());
+        Ok(WindowFrame { camera: frame.camera.clone(), key, views, source_logits, verdict, prior })
     }
 
     fn answer(&mut self, taken: &Taken, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
@@ -299,6 +304,10 @@ impl Pipeline {
             }
             _ => softmax(&logits),
         };
+        if let Some(recent) = self.current.recent.get_mut(&frame.camera) {
+            recent.see(&probabilities);
+        }
+        let probabilities: Vec<f64> = weighted(probabilities.into_iter(), &studied.prior, self.config.recent_weight).collect();
         let prediction = self.prediction(taken, &probabilities, is_by_source);
         let answered = monitor::Answered {
             camera: &frame.camera,
@@ -355,6 +364,7 @@ impl Pipeline {
     fn close_window(&mut self, is_overloaded: bool, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         let index = self.window_index() - 1;
         let window = std::mem::take(&mut self.window);
+        self.current.recent.see(window.iter().map(|taken| taken.frame.camera.as_str()));
         let skip = match (self.current.control.adapt_enabled, is_overloaded) {
             (false, _) => Some(SkipReason::Disabled),
             (true, true) => Some(SkipReason::Overload),
@@ -503,6 +513,7 @@ impl Pipeline {
             }
             Decision::Reset => {
                 self.replace(source_state(&self.source_weights, self.next_version()), effects)?;
+                self.current.recent = ByCamera::default();
                 effects.push(Effect::Observe(Observation::WeightsReset));
             }
             Decision::RollBack(learner) => {

@@ -27,8 +27,8 @@
 //! Invariant: the ruling depends on the evidence, the configuration and [`PolicyState`] alone, so a replay takes the same
 //! one.
 
-use crate::bundle::{Grounds, Statistics};
-use crate::learner::objective::{argmax, cosine, entropy, mean_logits, posterior, probabilities, standardized};
+use crate::bundle::Statistics;
+use crate::learner::objective::{argmax, cosine, entropy, mean_logits, posterior, probabilities, weighted};
 use crate::learner::{AdaptConfig, AnswerBy, Verdict};
 use crate::state::{Gate, Hearing, PolicyState};
 use arrayvec::ArrayString;
@@ -46,6 +46,8 @@ pub struct Evidence<'a> {
     pub source_logits: &'a [Vec<f64>],
     /// One for each frame.
     pub verdicts: &'a [Verdict],
+    /// [`crate::pipeline::WindowFrame::prior`] of each frame.
+    pub priors: &'a [Vec<f64>],
     /// Turns an error per element into minus a log-likelihood.
     pub likelihood_scale: f64,
 }
@@ -115,7 +117,7 @@ pub struct Ruling {
 pub fn rule(evidence: &Evidence, config: &AdaptConfig, statistics: &Statistics, state: &mut PolicyState) -> Ruling {
     let cameras = evidence.cameras;
     state.gates.see(cameras.iter().map(String::as_str));
-    let accuracy = mean(0..cameras.len(), |n| statistics.calibration.accuracy(&ground(evidence, config, state, n).1));
+    let accuracy = mean(0..cameras.len(), |n| statistics.calibration.accuracy(answer(evidence, config, state, n).1));
     let (of_all, _) = Part { evidence, camera: None }.rule(config, statistics, &mut state.common);
     let mut ruling = Ruling::default();
     for first in (0..cameras.len()).filter(|&n| !cameras[..n].contains(&cameras[n])) {
@@ -262,23 +264,24 @@ fn weigh_entropies(lessons: &mut [Lesson], cameras: &[String], config: &AdaptCon
 /// Of the running mean of what taught; `eata.py`, `update_model_probs`.
 const TAUGHT_PACE: f64 = 0.1;
 
-/// The answer to frame `n`, by what `state` says before the window is ruled on, and what speaks for it.
-pub fn ground(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n: usize) -> (usize, Grounds) {
-    // The fit gives both their scale: these keep most shares apart from 1. The source's logits are about as spread as that.
-    const SPREAD: f64 = 2.0;
-    const TEMPERATURE: f64 = 4.0;
-    let (errors, scale) = (&evidence.verdicts[n].errors, evidence.likelihood_scale);
+/// The answer to frame `n`, by what `state` says before the window is ruled on, and how likely it is to the judge and to what the camera has
+/// shown, 0..=1. The classifier does not vouch for it: where it is lost, as by night, the answers are the judge's, and better than it knows.
+pub fn answer(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n: usize) -> (usize, f64) {
+    // The fit gives the share its scale: this keeps most of them apart from 1.
+    const TEMPERATURE: f64 = 8.0;
+    let (errors, prior, scale) = (&evidence.verdicts[n].errors, &evidence.priors[n], evidence.likelihood_scale);
     let hearing = state.hearing_at(&evidence.cameras[n]);
     let judge_weight = if config.answer_by == AnswerBy::Posterior { config.answer_weight(hearing) } else { 0.0 };
     let answer = match hearing {
-        Hearing::Home => argmax(posterior(evidence.mean_source_logits(n), errors, 1.0, judge_weight * scale)),
-        Hearing::Little | Hearing::Full => argmax(posterior(evidence.mean_logits(n), errors, 1.0, judge_weight * scale)),
+        Hearing::Home => {
+            argmax(weighted(posterior(evidence.mean_source_logits(n), errors, 1.0, judge_weight * scale), prior, config.recent_weight))
+        }
+        Hearing::Little | Hearing::Full => {
+            argmax(weighted(posterior(evidence.mean_logits(n), errors, 1.0, judge_weight * scale), prior, config.recent_weight))
+        }
     };
-    let share = |spread: f64, scale: f64| {
-        let mut shares = posterior(standardized(evidence.mean_logits(n)), errors, spread, scale);
-        shares.nth(answer).expect("both models have the same classes")
-    };
-    (answer, Grounds { classifier: share(SPREAD, 0.0), judge: share(0.0, scale / TEMPERATURE) })
+    let mut shares = posterior(prior.iter().map(|share| share.ln()), errors, 1.0 / TEMPERATURE, scale / TEMPERATURE);
+    (answer, shares.nth(answer).expect("both models have the same classes"))
 }
 
 /// Moves the average `name` towards `value`, by the share `pace` of the way; the first value starts it.
@@ -306,9 +309,15 @@ mod tests {
     use super::*;
     use crate::bundle::{Calibration, Moments};
     use crate::kernels::GramTerms;
+    use crate::recent::Recent;
     use crate::tiny;
 
     const CLASSES: usize = 3;
+
+    /// The priors of frames of which nobody knows anything.
+    fn even(frames: usize) -> Vec<Vec<f64>> {
+        vec![Recent::default().prior(CLASSES); frames]
+    }
 
     fn logits(label: usize) -> Vec<f64> {
         (0..CLASSES).map(|k| if k == label { 3.0 } else { 0.0 }).collect()
@@ -334,8 +343,14 @@ mod tests {
         let (source_logits, logits) = (rows(source), rows(adapted));
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
         let cameras = vec!["door".to_owned(); judge.len()];
-        let evidence =
-            Evidence { cameras: &cameras, logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
+        let evidence = Evidence {
+            cameras: &cameras,
+            logits: &logits,
+            source_logits: &source_logits,
+            verdicts: &verdicts,
+            priors: &even(verdicts.len()),
+            likelihood_scale: 1.0,
+        };
         let mut state = PolicyState::default();
         (rule(&evidence, &config(), &statistics(), &mut state), state)
     }
@@ -347,7 +362,7 @@ mod tests {
     }
 
     fn statistics() -> Statistics {
-        let calibration = Calibration { intercept: 0.1, by_classifier: 0.7, by_judge: 0.4 };
+        let calibration = Calibration { intercept: 0.1, slope: 0.4 };
         let entropy = Moments { mean: 0.1, ..Moments::default() };
         Statistics { judge_accuracy: 0.9, draw_agreement: 1.0, entropy, calibration, ..Statistics::default() }
     }
@@ -391,29 +406,35 @@ mod tests {
     }
 
     #[test]
-    fn the_estimated_accuracy_is_the_calibrated_probability_of_the_answers() {
-        // Logits 3 for the named class and 0 for two others, whose mean is 1 and whose variance 2; errors -1 for the named class and 0 for
-        // two others.
-        let (apart, by_judge) = (2.0 * 3.0 / 2f64.sqrt(), 1.0 / 4.0);
-        let of = |classifier, judge| statistics().calibration.accuracy(&Grounds { classifier, judge });
-        let share = |own: f64, other: f64| own.exp() / (own.exp() + other.exp() + 1.0);
+    fn the_estimated_accuracy_is_the_calibrated_share_that_the_judge_gives_the_answers() {
+        // Errors -1 for the class that the judge names and 0 for two others.
+        let of = |own: f64, others: f64| statistics().calibration.accuracy(own.exp() / (own.exp() + others.exp() + 1.0));
         let agreed = ruled(&[0, 1], &[0, 1], &[0, 1]).0.estimated_accuracy;
-        assert!((agreed - of(share(apart, 0.0), share(by_judge, 0.0))).abs() < 1e-12, "{agreed}");
+        assert!((agreed - of(0.125, 0.0)).abs() < 1e-12, "{agreed}");
         // The classifier that learns answers, against the judge, which counts less.
         let contested = ruled(&[0, 0], &[1, 1], &[0, 0]).0.estimated_accuracy;
-        assert!((contested - of(share(apart, 0.0), share(0.0, by_judge))).abs() < 1e-12, "{contested}");
+        assert!((contested - of(0.0, 0.125)).abs() < 1e-12, "{contested}");
         assert!(contested < agreed, "{contested} against {agreed}");
     }
 
     #[test]
-    fn the_estimated_accuracy_does_not_rise_with_the_size_of_the_logits() {
-        let estimate = |size: f64| {
-            let rows = [[2.0, 1.0, 0.0].map(|z| size * z).to_vec()];
-            let (cameras, verdicts) = (["door".to_owned()], [verdict(0)]);
-            let evidence = Evidence { cameras: &cameras, logits: &rows, source_logits: &rows, verdicts: &verdicts, likelihood_scale: 1.0 };
-            rule(&evidence, &config(), &statistics(), &mut PolicyState::default()).estimated_accuracy
+    fn the_estimate_is_of_the_answer_that_what_the_camera_has_shown_gives() {
+        let (rows, cameras, verdicts) = ([logits(0)], ["door".to_owned()], [verdict(0)]);
+        let answer = |prior: [f64; CLASSES]| {
+            let priors = [prior.to_vec()];
+            let evidence = Evidence {
+                cameras: &cameras,
+                logits: &rows,
+                source_logits: &rows,
+                verdicts: &verdicts,
+                priors: &priors,
+                likelihood_scale: 1.0,
+            };
+            answer(&evidence, &AdaptConfig { recent_weight: 2.0, ..config() }, &PolicyState::default(), 0)
         };
-        assert!((estimate(1.0) - estimate(5.0)).abs() < 1e-12, "{} and {}", estimate(1.0), estimate(5.0));
+        let (undecided, borne_out, turned) = (answer([1.0 / 3.0; 3]), answer([0.8, 0.1, 0.1]), answer([0.01, 0.01, 0.98]));
+        assert_eq!((undecided.0, borne_out.0, turned.0), (0, 0, 2));
+        assert!(borne_out.1 > undecided.1 && turned.1 > undecided.1, "{undecided:?}, {borne_out:?} and {turned:?}");
     }
 
     #[test]
@@ -424,7 +445,14 @@ mod tests {
             let names = |label: usize| (0..3).map(|k| if k == label { sureness } else { 0.0 }).collect::<Vec<_>>();
             let (rows, verdicts) = (vec![names(0); 6], [0, 1, 2, 0, 1, 2].map(verdict));
             let cameras = vec!["door".to_owned(); 6];
-            let evidence = Evidence { cameras: &cameras, logits: &rows, source_logits: &rows, verdicts: &verdicts, likelihood_scale: 1.0 };
+            let evidence = Evidence {
+                cameras: &cameras,
+                logits: &rows,
+                source_logits: &rows,
+                verdicts: &verdicts,
+                priors: &even(verdicts.len()),
+                likelihood_scale: 1.0,
+            };
             let mut state = PolicyState::default();
             (decision(rule(&evidence, &config, &statistics(), &mut state)), state.hearing_at("door"))
         };
@@ -446,8 +474,14 @@ mod tests {
         let (mut state, mut lessons, cameras) = (PolicyState::default(), Vec::new(), ["door".to_owned()]);
         let weight = |logits: &[f64; 3]| {
             let (logits, source_logits, verdicts) = ([logits.to_vec()], [source.to_vec()], [verdict(0)]);
-            let evidence =
-                Evidence { cameras: &cameras, logits: &logits, source_logits: &source_logits, verdicts: &verdicts, likelihood_scale: 1.0 };
+            let evidence = Evidence {
+                cameras: &cameras,
+                logits: &logits,
+                source_logits: &source_logits,
+                verdicts: &verdicts,
+                priors: &even(verdicts.len()),
+                likelihood_scale: 1.0,
+            };
             rule(&evidence, &config, &statistics(), &mut state);
             teach(&mut lessons, &evidence, &config, &mut state);
             assert_eq!(lessons[0].weight, 0.0, "the judge is not heard");
@@ -497,7 +531,14 @@ mod tests {
         let cameras: Vec<String> = (0..judge.len()).map(|n| if n < door.0.len() { "door" } else { "yard" }.to_owned()).collect();
         let logits: Vec<Vec<f64>> = source.iter().map(|&label| logits(label)).collect();
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
-        let evidence = Evidence { cameras: &cameras, logits: &logits, source_logits: &logits, verdicts: &verdicts, likelihood_scale: 1.0 };
+        let evidence = Evidence {
+            cameras: &cameras,
+            logits: &logits,
+            source_logits: &logits,
+            verdicts: &verdicts,
+            priors: &even(verdicts.len()),
+            likelihood_scale: 1.0,
+        };
         let mut lessons = Vec::new();
         let ruling = rule(&evidence, &config(), &statistics(), state);
         teach(&mut lessons, &evidence, &config(), state);

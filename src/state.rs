@@ -10,6 +10,7 @@ use crate::frame::{Frame, FrameMark, FrameSeq, WeightsVersion};
 use crate::guard::GuardState;
 use crate::learner::OptimizerState;
 use crate::model::Tensors;
+use crate::recent::Recent;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -118,6 +119,8 @@ pub struct OpenFrame {
     pub is_judged: bool,
     /// Of all frames up to this one.
     pub input_chain: [u8; 32],
+    /// [`crate::pipeline::WindowFrame::prior`]
+    pub prior: Vec<f64>,
 }
 
 /// What operators have set.
@@ -158,6 +161,8 @@ pub struct DurableState {
     /// Shared, as states are copied at each border and its moments are as large as the weights.
     pub learner: Arc<LearnerState>,
     pub monitor: MonitorState,
+    /// What the cameras have shown lately.
+    pub recent: ByCamera<Recent>,
     /// The window that is open, oldest first; empty at a border.
     pub open: Vec<OpenFrame>,
 }
@@ -184,6 +189,7 @@ pub struct Scalars {
     /// Steps and policy of the good state, where there is one.
     good: Option<(u64, PolicyState)>,
     monitor: MonitorState,
+    recent: ByCamera<Recent>,
     open: Vec<OpenFrame>,
 }
 
@@ -216,6 +222,7 @@ impl DurableState {
             guard: self.learner.guard.clone(),
             good: self.learner.good.as_ref().map(|good| (good.optimizer.steps, good.policy.clone())),
             monitor: self.monitor.clone(),
+            recent: self.recent.clone(),
             open: self.open.clone(),
         };
         let mut tensors = Tensors::new();
@@ -285,6 +292,7 @@ impl DurableState {
             birth: scalars.birth,
             control: scalars.control,
             monitor: scalars.monitor,
+            recent: scalars.recent,
             open: scalars.open,
         })
     }

@@ -15,6 +15,7 @@ use undrift::learner::{
 use undrift::model::{ClassConditioning, ClassifierConfig, Dit, ImageShape, Parameters, ResNetConfig, Tensors};
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Job, Outcome, WindowFrame};
+use undrift::recent::Recent;
 use undrift::state::LearnerState;
 
 fn random(seed: u64, shape: &[usize]) -> Tensor {
@@ -119,6 +120,7 @@ fn window(channels: usize) -> Vec<WindowFrame> {
             views,
             source_logits: vec![vec![0.0; tiny::CLASSES]],
             verdict: None,
+            prior: Recent::default().prior(tiny::CLASSES),
         }
     };
     (0..4).map(frame).collect()

@@ -22,6 +22,7 @@ use undrift::model::{
 use undrift::noise::NoiseKey;
 use undrift::observation::WindowReport;
 use undrift::pipeline::{Job, Outcome, WindowFrame};
+use undrift::recent::Recent;
 use undrift::shell::bundle_reader::read_bundle;
 
 const SEED: u64 = 7;
@@ -223,6 +224,7 @@ fn config((_, optimizer, learning_rate): (&str, OptimizerConfig, f32), steps: u3
         judge_weight_shut: 1.0,
         judge_weight_home: 1.0,
         objective_weight: 1.0,
+        recent_weight: 0.0,
         prior_weight: 1.0,
         learning_rate,
         gradient_norm_max: f32::INFINITY,
@@ -271,6 +273,7 @@ fn adapt(fixture: &Fixture, optimizer: (&str, OptimizerConfig, f32), steps: u32)
         views,
         source_logits: vec![vec![0.0; CLASSES]],
         verdict: None,
+        prior: Recent::default().prior(CLASSES),
     };
     let frames = (0..).zip(fixture.images()).map(frame).collect();
     let adapted = adapter.run(Job::Window { index: 0, frames }).expect("a window").expect("an answer");

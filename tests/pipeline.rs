@@ -202,7 +202,7 @@ fn the_posterior_answers_where_it_is_asked_for_and_the_classifier_alone_where_ti
 
 #[test]
 fn the_judge_counts_in_full_once_the_weights_serve_that_it_was_found_better_with() {
-    let config = AdaptConfig { judge_weight: 0.0, learning_rate: 1e-12, anchor_pull: 0.0, ..tiny::config() };
+    let config = AdaptConfig { judge_weight: 0.0, recent_weight: 0.0, learning_rate: 1e-12, anchor_pull: 0.0, ..tiny::config() };
     let mut run = Run::start(1, &config, None);
     run.feed(0..12, false, AtOnce);
     let mut alone = Run::start(1, &AdaptConfig { answer_by: AnswerBy::Classifier, ..config }, None);
@@ -237,6 +237,39 @@ fn a_camera_at_which_the_judge_is_not_heard_is_answered_by_the_source_while_othe
     let at_home = answer(hearing_at(&["door"], Hearing::Home), "door");
     assert!(!at_home.0 && at_home.1 != answer(None, "door").1, "at home, by the source: {at_home:?}");
     assert!(answer(hearing_at(&["door"], Hearing::Home), "yard").0, "a camera at home says nothing of another");
+}
+
+#[test]
+fn what_a_camera_shows_for_long_is_foretold_to_it_alone_until_a_reset() {
+    const SHOWN: u64 = 80;
+    let answers = |recent_weight, reset| {
+        // Without the noise that the judge adds, the same image gets the same answer.
+        let config = AdaptConfig { answer_by: AnswerBy::Classifier, recent_weight, ..tiny::config() };
+        let mut run = Run::start(1, &config, None);
+        let show = |run: &mut Run, index, image, camera| {
+            let frame = Frame { sequence: FrameSeq(index + 1), ..tiny::frame(1, image, camera) };
+            run.deliver();
+            run.apply(Event::Frame { frame: Box::new(frame), is_overloaded: false });
+        };
+        (0..SHOWN).for_each(|index| show(&mut run, index, 7, "door"));
+        if reset {
+            run.decide(Decision::Reset);
+        }
+        [(7, "door"), (7, "yard")].into_iter().zip(SHOWN..).for_each(|((image, camera), index)| show(&mut run, index, image, camera));
+        run.predictions.iter().map(|prediction| (prediction.label, prediction.confidence)).collect::<Vec<_>>()
+    };
+    let (with, without) = (answers(1.0, false), answers(0.0, false));
+    let is_like = |n: usize| with[n].0 == without[n].0 && (with[n].1 - without[n].1).abs() < 1e-3;
+    assert!((0..8).all(is_like), "the first windows foretell little");
+    let [at_door, at_yard] = [SHOWN as usize, SHOWN as usize + 1];
+    assert!(
+        with[at_door].0 == without[at_door].0 && with[at_door].1 > without[at_door].1 + 0.05,
+        "{:?}, {:?}",
+        with[at_door],
+        without[at_door]
+    );
+    assert_eq!(with[at_yard], without[at_yard]);
+    assert_eq!(answers(1.0, true)[at_door], answers(0.0, true)[at_door]);
 }
 
 #[test]
@@ -395,13 +428,36 @@ fn a_decision_between_two_windows_is_in_the_state_at_once() {
     assert_eq!(resumed.pipeline.status().adapt, "off");
 }
 
-#[test]
-fn both_lanes_judge_a_frame_alike() {
-    let mut run = Run::start(1, &tiny::config(), None);
+/// The first window, as the adapter gets it.
+fn first_window(run: &mut Run) -> Vec<WindowFrame> {
     let event = |index| Event::Frame { frame: Box::new(frame(1, index)), is_overloaded: false };
     let effects = (0..tiny::config().window as u64).flat_map(|index| run.pipeline.apply(event(index)).expect("no fatal error"));
     let job = effects.filter_map(|effect| if let Effect::Adapt(job) = effect { Some(job) } else { None }).last();
-    let Some(Job::Window { frames: judged, .. }) = job else { panic!("a window is full") };
+    let Some(Job::Window { frames, .. }) = job else { panic!("a window is full") };
+    frames
+}
+
+#[test]
+fn the_estimated_accuracy_rests_on_what_the_camera_has_shown_too() {
+    let estimated = |foretold: f64| {
+        let mut run = Run::start(1, &tiny::config(), None);
+        let frames = first_window(&mut run).into_iter().map(|frame| {
+            let verdict = frame.verdict.as_ref().expect("the answer needed it");
+            let prior = |k| if k == verdict.label() { foretold } else { (1.0 - foretold) / 2.0 };
+            WindowFrame { prior: (0..tiny::CLASSES).map(prior).collect(), ..frame }
+        });
+        let frames = frames.collect();
+        let adapted = run.adapter.run(Job::Window { index: 0, frames }).expect("no fatal error").expect("an answer");
+        adapted.outcome.report().expect("it was judged").estimated_accuracy
+    };
+    let (even, sure) = (estimated(1.0 / 3.0), estimated(0.998));
+    assert!(sure > even + 0.05, "{sure} against {even}");
+}
+
+#[test]
+fn both_lanes_judge_a_frame_alike() {
+    let mut run = Run::start(1, &tiny::config(), None);
+    let judged = first_window(&mut run);
     let unjudged: Vec<WindowFrame> = judged.iter().cloned().map(|frame| WindowFrame { verdict: None, ..frame }).collect();
     let mut judgement = Judgement::default();
     run.adapter.judge_into(&mut judgement, &unjudged);

@@ -9,6 +9,7 @@ use undrift::frame::WeightsVersion;
 use undrift::learner::{Adapter, FrozenClassifier, Judgement, source_state};
 use undrift::noise::NoiseKey;
 use undrift::pipeline::{Outcome, WindowFrame};
+use undrift::recent::Recent;
 use undrift::shell::bundle_reader::read_bundle;
 
 /// The shipped bundle, with a gate that is open.
@@ -30,7 +31,8 @@ fn unjudged(config: &Config, bundle: &Bundle) -> Vec<WindowFrame> {
         key.fill_normal(u32::MAX, &mut image);
         let views = config.adapt.views(&image, shape);
         let source_logits = source.logits(&views).expect("logits");
-        WindowFrame { camera: "cam".to_owned(), key, views, source_logits, verdict: None }
+        let prior = Recent::default().prior(bundle.labels.len());
+        WindowFrame { camera: "cam".to_owned(), key, views, source_logits, verdict: None, prior }
     };
     (0..config.adapt.window as u64).map(frame).collect()
 }

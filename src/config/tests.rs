@@ -57,6 +57,7 @@ judge_weight = 1.0
 judge_weight_shut = 0.4
 judge_weight_home = 0.2
 objective_weight = 1.0
+recent_weight = 1.0
 prior_weight = 1.0
 learning_rate = 1e-3
 gradient_norm_max = 1.0

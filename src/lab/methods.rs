@@ -309,6 +309,7 @@ pub fn published(config: &AdaptConfig) -> AdaptConfig {
         answer_by: AnswerBy::Classifier,
         objective: ObjectiveKind::Condition,
         trainable: TrainablePart::All,
+        recent_weight: 0.0,
         learning_rate: 5e-3,
         gradient_norm_max: f32::MAX,
         anchor_pull: 0.0,

@@ -3,7 +3,7 @@
 
 use super::dataset::{Labelled, pad};
 use super::streams::StreamFrame;
-use crate::bundle::{Bundle, Calibration, Grounds, Moments, Statistics};
+use crate::bundle::{Bundle, Calibration, Moments, Statistics};
 use crate::diffusion::Timestep;
 use crate::frame::{Image, WeightsVersion};
 use crate::guard::canary::Canary;
@@ -12,7 +12,8 @@ use crate::learner::{AdaptConfig, AdaptError, Adapter, FrozenClassifier, Judge, 
 use crate::model::Tensors;
 use crate::noise::NoiseKey;
 use crate::pipeline::{Job, WindowFrame};
-use crate::policy::{Evidence, ground};
+use crate::policy::{self, Evidence};
+use crate::recent::Recent;
 use std::sync::Arc;
 
 /// Accuracies of the diffusion model alone, 0..=1.
@@ -94,7 +95,8 @@ pub fn measure(
 
 /// An answer to a frame whose label is known.
 struct Trial {
-    grounds: Grounds,
+    /// That the judge gives the answer, 0..=1.
+    share: f64,
     is_hit: bool,
 }
 
@@ -105,6 +107,7 @@ fn trials(bundle: &Bundle, config: &AdaptConfig, planes: &Planes) -> Result<Vec<
     let likelihood_scale = Judge::of(bundle, config)?.likelihood_scale();
     let mut learner = Arc::new(source_state(&bundle.classifier, WeightsVersion(0)));
     let mut adapter = Adapter::new(bundle, config, &learner)?;
+    let even = Recent::default().prior(bundle.labels.len());
     let mut judgement = Judgement::default();
     let mut trials = Vec::new();
     let windows = planes.images.chunks(config.window * planes.elements()).zip(planes.keys.chunks(config.window));
@@ -112,19 +115,26 @@ fn trials(bundle: &Bundle, config: &AdaptConfig, planes: &Planes) -> Result<Vec<
         let frame = |(image, &key)| {
             let views = config.views(image, bundle.classifier_config.image());
             let source_logits = source.logits(&views)?;
-            Ok::<_, AdaptError>(WindowFrame { camera: String::new(), key, views, source_logits, verdict: None })
+            Ok::<_, AdaptError>(WindowFrame { camera: String::new(), key, views, source_logits, verdict: None, prior: even.clone() })
         };
         let frames: Vec<WindowFrame> = images.chunks(planes.elements()).zip(keys).map(frame).collect::<Result<_, _>>()?;
         let classifier = frozen(&learner.weights)?;
         let logits: Vec<_> = frames.iter().map(|frame| classifier.logits(&frame.views)).collect::<Result<_, _>>()?;
         let source_logits: Vec<_> = frames.iter().flat_map(|frame| frame.source_logits.clone()).collect();
-        let cameras = vec![String::new(); frames.len()];
+        let (cameras, priors) = (vec![String::new(); frames.len()], vec![even.clone(); frames.len()]);
         adapter.judge_into(&mut judgement, &frames);
         let verdicts = &judgement.verdicts;
-        let evidence = Evidence { cameras: &cameras, logits: &logits.concat(), source_logits: &source_logits, verdicts, likelihood_scale };
+        let evidence = Evidence {
+            cameras: &cameras,
+            logits: &logits.concat(),
+            source_logits: &source_logits,
+            verdicts,
+            priors: &priors,
+            likelihood_scale,
+        };
         trials.extend(labels.iter().enumerate().map(|(n, &label)| {
-            let (answer, grounds) = ground(&evidence, config, &learner.policy, n);
-            Trial { grounds, is_hit: answer == label }
+            let (answer, share) = policy::answer(&evidence, config, &learner.policy, n);
+            Trial { share, is_hit: answer == label }
         }));
         if let Some(adapted) = adapter.run(Job::Window { index, frames })? {
             learner = adapted.learner;
@@ -139,18 +149,15 @@ fn fitted(trials: &[Trial]) -> Calibration {
     const RATE: f64 = 0.1;
     let mut calibration = Calibration::default();
     for _ in 0..STEPS {
-        let mut gradient = [0.0; 3];
-        for Trial { grounds, is_hit } in trials {
-            let excess = calibration.accuracy(grounds) - f64::from(u8::from(*is_hit));
-            let Grounds { classifier, judge } = grounds.log_odds();
-            for (sum, feature) in gradient.iter_mut().zip([1.0, classifier, judge]) {
+        let mut gradient = [0.0; 2];
+        for Trial { share, is_hit } in trials {
+            let excess = calibration.accuracy(*share) - f64::from(u8::from(*is_hit));
+            for (sum, feature) in gradient.iter_mut().zip([1.0, Calibration::log_odds(*share)]) {
                 *sum += excess * feature / trials.len() as f64;
             }
         }
-        let Calibration { intercept, by_classifier, by_judge } = &mut calibration;
-        for (coefficient, slope) in [intercept, by_classifier, by_judge].into_iter().zip(gradient) {
-            *coefficient -= RATE * slope;
-        }
+        calibration.intercept -= RATE * gradient[0];
+        calibration.slope -= RATE * gradient[1];
     }
     calibration
 }
@@ -179,18 +186,13 @@ mod tests {
 
     #[test]
     fn the_coefficients_that_trials_come_of_are_found_again() {
-        let truth = Calibration { intercept: -0.5, by_classifier: 0.8, by_judge: 0.3 };
-        let shares = [0.3, 0.7, 0.95];
-        let pairs = shares.into_iter().flat_map(|classifier| shares.map(|judge| (classifier, judge)));
-        let mut trials = Vec::new();
-        for (classifier, judge) in pairs {
-            let grounds = Grounds { classifier, judge };
-            let hits = (1000.0 * truth.accuracy(&grounds)).round() as usize;
-            trials.extend((0..1000).map(|n| Trial { grounds, is_hit: n < hits }));
-        }
-        let found = fitted(&trials);
-        let coefficients = |c: Calibration| [c.intercept, c.by_classifier, c.by_judge];
-        for (found, truth) in coefficients(found).into_iter().zip(coefficients(truth)) {
+        let truth = Calibration { intercept: -0.5, slope: 0.8 };
+        let of_share = |share| {
+            let hits = (1000.0 * truth.accuracy(share)).round() as usize;
+            (0..1000).map(move |n| Trial { share, is_hit: n < hits })
+        };
+        let found = fitted(&[0.3, 0.7, 0.95].into_iter().flat_map(of_share).collect::<Vec<_>>());
+        for (found, truth) in [(found.intercept, truth.intercept), (found.slope, truth.slope)] {
             assert!((found - truth).abs() < 0.01, "{found} against {truth}");
         }
     }

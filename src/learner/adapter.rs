@@ -198,7 +198,7 @@ impl Adapter {
     }
 
     fn learn_with(&mut self, buffers: &mut Buffers, frames: &[WindowFrame], verdicts: &[Verdict]) -> Result<Outcome, AdaptError> {
-        let Buffers { cameras, images, forward, source_logits, lessons, logit_gradients, gradients, .. } = &mut *buffers;
+        let Buffers { cameras, images, forward, source_logits, priors, lessons, logit_gradients, gradients, .. } = &mut *buffers;
         cameras.resize_with(frames.len(), String::new);
         if self.config.gate.by_camera {
             cameras.iter_mut().zip(frames).for_each(|(to, frame)| to.clone_from(&frame.camera));
@@ -208,8 +208,10 @@ impl Adapter {
         self.classifier.forward_into(forward, images, NormStatistics::Running)?;
         source_logits.resize_with(forward.logits.len(), Vec::new);
         source_logits.iter_mut().zip(frames.iter().flat_map(|frame| &frame.source_logits)).for_each(|(to, from)| to.clone_from(from));
+        priors.resize_with(frames.len(), Vec::new);
+        priors.iter_mut().zip(frames).for_each(|(to, frame)| to.clone_from(&frame.prior));
         let likelihood_scale = self.judge.likelihood_scale();
-        let evidence = Evidence { cameras, logits: &forward.logits, source_logits, verdicts, likelihood_scale };
+        let evidence = Evidence { cameras, logits: &forward.logits, source_logits, verdicts, priors, likelihood_scale };
         let ruling = policy::rule(&evidence, &self.config, &self.statistics, &mut self.policy);
         let mut report = self.report(&ruling, verdicts);
         if self.guard.is_frozen {
@@ -446,6 +448,8 @@ struct Buffers {
     forward: Forward,
     /// (N V, K), of the source classifier.
     source_logits: Vec<Vec<f64>>,
+    /// (N, K), of what the cameras have shown.
+    priors: Vec<Vec<f64>>,
     /// One for each frame.
     lessons: Vec<Lesson>,
     /// (N V, K)

@@ -219,6 +219,9 @@ pub struct AdaptConfig {
     pub judge_weight_shut: f64,
     /// The same in an answer that the source gives at home.
     pub judge_weight_home: f64,
+    /// How far what a camera has shown lately counts in the answers to it, as a prior over classes: 1 is Bayes' rule for a posterior that is as
+    /// sure as it should be, more for one that is too sure.
+    pub recent_weight: f64,
     /// How far the classifier's own probabilities count in the posterior that it learns from: 1 is Bayes' rule, 0 leaves
     /// the diffusion model alone.
     pub prior_weight: f64,
@@ -311,6 +314,7 @@ impl AdaptConfig {
             ("judge_weight", self.judge_weight.to_string(), (0.0..=100.0).contains(&self.judge_weight), "0 to 100"),
             ("judge_weight_shut", self.judge_weight_shut.to_string(), (0.0..=100.0).contains(&self.judge_weight_shut), "0 to 100"),
             ("judge_weight_home", self.judge_weight_home.to_string(), (0.0..=100.0).contains(&self.judge_weight_home), "0 to 100"),
+            ("recent_weight", self.recent_weight.to_string(), (0.0..=10.0).contains(&self.recent_weight), "0 to 10"),
             ("prior_weight", self.prior_weight.to_string(), unit.contains(&self.prior_weight), "0 to 1"),
             ("learning_rate", self.learning_rate.to_string(), self.learning_rate > 0.0 && self.learning_rate <= 1.0, "above 0, at most 1"),
             ("gradient_norm_max", self.gradient_norm_max.to_string(), self.gradient_norm_max > 0.0, "above 0"),

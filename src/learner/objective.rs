@@ -38,15 +38,6 @@ pub fn cosine(pairs: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
     inner(|(a, b)| a * b) / (inner(|(a, _)| a * a) * inner(|(_, b)| b * b)).sqrt()
 }
 
-/// Logits with mean 0 and variance 1 over the classes; zeros where they are all equal.
-pub fn standardized(logits: impl Iterator<Item = f64> + Clone) -> impl Iterator<Item = f64> + Clone {
-    let count = logits.clone().count() as f64;
-    let mean = logits.clone().sum::<f64>() / count;
-    let variance = logits.clone().map(|z| (z - mean).powi(2)).sum::<f64>() / count;
-    let deviation = variance.sqrt().max(f64::MIN_POSITIVE);
-    logits.map(move |z| (z - mean) / deviation)
-}
-
 /// Index of the largest value; the first of equals.
 pub fn argmax(values: impl IntoIterator<Item: Borrow<f64>>) -> usize {
     let values = values.into_iter().map(|value| *value.borrow()).enumerate();
@@ -113,6 +104,13 @@ pub fn posterior(
     scale: f64,
 ) -> impl Iterator<Item = f64> + Clone {
     probabilities(logits.zip(errors).map(move |(z, error)| prior_weight * z - scale * error))
+}
+
+/// p_k prior_k^weight, of sum 1.
+pub fn weighted(probabilities: impl Iterator<Item = f64> + Clone, prior: &[f64], weight: f64) -> impl Iterator<Item = f64> + Clone {
+    let products = probabilities.zip(prior).map(move |(p, prior)| p * prior.powf(weight));
+    let sum: f64 = products.clone().sum();
+    products.map(move |product| product / sum)
 }
 
 /// Cross entropy -sum_k q_k ln p_k to a fixed target q; dL/dz = p - q.

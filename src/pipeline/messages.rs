@@ -28,7 +28,7 @@ pub enum Event {
 pub enum Decision {
     /// Off holds the weights that answer now.
     Adapt { enabled: bool },
-    /// The source weights.
+    /// The source weights, as if no camera had shown anything.
     Reset,
     /// The weights of an earlier state.
     RollBack(Arc<LearnerState>),
@@ -71,6 +71,8 @@ pub struct WindowFrame {
     pub source_logits: Vec<Vec<f64>>,
     /// Where the answer needed it.
     pub verdict: Option<Verdict>,
+    /// Of its classes, (K), by what the camera has shown before.
+    pub prior: Vec<f64>,
 }
 
 /// What came of a window.

@@ -3,8 +3,9 @@
 //! Invariant: a state that does not fit the bundle is refused whole. Of one that fits, only what belongs to another configuration is
 //! left out: an open window that cannot be gone on with, and indices of windows of another length.
 
-use super::{Pipeline, PipelineError, Start, Taken, Tally};
+use super::{Pipeline, PipelineError, Start, Taken, Tally, WindowFrame};
 use crate::bundle::Bundle;
+use crate::by_camera::ByCamera;
 use crate::diffusion::Timestep;
 use crate::frame::{FrameSeq, WeightsVersion};
 use crate::learner::{AdaptConfig, AnswerBy, FrozenClassifier, Judge, source_state};
@@ -70,8 +71,9 @@ impl Pipeline {
             decisions: decisions.into(),
             tally: Tally::default(),
         };
-        for OpenFrame { frame, is_judged, input_chain } in pipeline.whole.open.clone() {
-            let studied = pipeline.study(&frame, !is_judged)?;
+        for OpenFrame { frame, is_judged, input_chain, prior } in pipeline.whole.open.clone() {
+            // By now the camera has shown what came after it, too.
+            let studied = WindowFrame { prior, ..pipeline.study(&frame, !is_judged)? };
             pipeline.window.push(Taken { frame, studied, input_chain });
         }
         // Nobody has seen anything of the time before yet, so nobody needs to be told.
@@ -119,6 +121,7 @@ pub fn first_state(bundle: &Bundle, config: &AdaptConfig, incarnation: String, b
         pending: Vec::new(),
         learner: Arc::new(learner),
         monitor: MonitorState::default(),
+        recent: ByCamera::default(),
         open: Vec::new(),
     }
 }

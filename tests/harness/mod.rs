@@ -460,6 +460,7 @@ judge_weight = 1.0
 judge_weight_shut = 0.4
 judge_weight_home = 0.2
 objective_weight = 1.0
+recent_weight = 1.0
 prior_weight = 0.0
 learning_rate = 0.01
 gradient_norm_max = 1.0
@@ -524,7 +525,7 @@ fn write_bundle(dir: &Path, classifier_seed: u64) {
     let labels: String = (0..CLASSES).map(|class| format!("class-{class}\n")).collect();
     let statistics = serde_json::json!({
         "timesteps": [300, 500], "source_accuracy": 0.5, "judge_accuracy": 0.9, "draw_agreement": 0.1,
-        "calibration": { "intercept": 0.1, "by_classifier": 0.9, "by_judge": 0.2 },
+        "calibration": { "intercept": 0.1, "slope": 0.9 },
         "entropy": { "mean": 2.0, "standard_deviation": 0.5 }, "denoising_loss": { "mean": 1.0, "standard_deviation": 0.5 },
     });
     let canary_bytes: Vec<u8> = (0..8 * 1024u32).map(|n| (n * n / 7 % 251) as u8).collect();

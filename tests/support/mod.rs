@@ -10,6 +10,7 @@ use undrift::guard::GuardState;
 use undrift::learner::OptimizerState;
 use undrift::model::{ImageShape, Tensors};
 use undrift::noise::NoiseKey;
+use undrift::recent::Recent;
 use undrift::state::{Control, DurableState, Gate, Good, Hearing, LearnerState, MonitorState, OpenFrame, PolicyState, Served};
 
 /// A state after `frames` frames with one pending window and weights of `rows` x 8 and 3; equal arguments give equal bits.
@@ -43,7 +44,8 @@ pub fn state(frames: u64, rows: usize) -> DurableState {
             guard: guard(),
             good: Some(Arc::new(Good { weights: weights(frames + 5, rows), optimizer: optimizer(frames + 6), policy: policy() })),
         }),
-        open: vec![OpenFrame { frame: frame(), is_judged: true, input_chain: [7; 32] }],
+        recent: by_camera("door", Recent::default()),
+        open: vec![OpenFrame { frame: frame(), is_judged: true, input_chain: [7; 32], prior: vec![0.4, 0.6] }],
         monitor: MonitorState { averages: average("entropy", -0.0), hits: [(true, false), (false, false)].into() },
     }
 }

@@ -44,7 +44,7 @@ pub fn bundle(channels: usize, conditioning: ClassConditioning) -> Bundle {
         statistics: Statistics {
             judge_accuracy: 0.8,
             draw_agreement: 0.8,
-            calibration: Calibration { intercept: 0.1, by_classifier: 0.9, by_judge: 0.2 },
+            calibration: Calibration { intercept: 0.1, slope: 0.9 },
             entropy: Moments { mean: 0.5, standard_deviation: 0.3 },
             ..Statistics::default()
         },
@@ -74,6 +74,7 @@ pub fn config() -> AdaptConfig {
         judge_weight_shut: 0.4,
         judge_weight_home: 0.2,
         objective_weight: 1.0,
+        recent_weight: 1.0,
         prior_weight: 1.0,
         learning_rate: 1e-2,
         gradient_norm_max: 1.0,
