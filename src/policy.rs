@@ -311,12 +311,14 @@ mod tests {
     use crate::kernels::GramTerms;
     use crate::recent::Recent;
     use crate::tiny;
+    use std::sync::LazyLock;
 
     const CLASSES: usize = 3;
 
-    /// The priors of frames of which nobody knows anything.
-    fn even(frames: usize) -> Vec<Vec<f64>> {
-        vec![Recent::default().prior(CLASSES); frames]
+    /// Of frames whose cameras have shown nothing.
+    fn evidence<'a>(cameras: &'a [String], logits: &'a [Vec<f64>], source_logits: &'a [Vec<f64>], verdicts: &'a [Verdict]) -> Evidence<'a> {
+        static EVEN: LazyLock<Vec<Vec<f64>>> = LazyLock::new(|| vec![Recent::default().prior(CLASSES); 64]);
+        Evidence { cameras, logits, source_logits, verdicts, priors: &EVEN[..verdicts.len()], likelihood_scale: 1.0 }
     }
 
     fn logits(label: usize) -> Vec<f64> {
@@ -343,14 +345,7 @@ mod tests {
         let (source_logits, logits) = (rows(source), rows(adapted));
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
         let cameras = vec!["door".to_owned(); judge.len()];
-        let evidence = Evidence {
-            cameras: &cameras,
-            logits: &logits,
-            source_logits: &source_logits,
-            verdicts: &verdicts,
-            priors: &even(verdicts.len()),
-            likelihood_scale: 1.0,
-        };
+        let evidence = evidence(&cameras, &logits, &source_logits, &verdicts);
         let mut state = PolicyState::default();
         (rule(&evidence, &config(), &statistics(), &mut state), state)
     }
@@ -422,14 +417,7 @@ mod tests {
         let (rows, cameras, verdicts) = ([logits(0)], ["door".to_owned()], [verdict(0)]);
         let answer = |prior: [f64; CLASSES]| {
             let priors = [prior.to_vec()];
-            let evidence = Evidence {
-                cameras: &cameras,
-                logits: &rows,
-                source_logits: &rows,
-                verdicts: &verdicts,
-                priors: &priors,
-                likelihood_scale: 1.0,
-            };
+            let evidence = Evidence { priors: &priors, ..evidence(&cameras, &rows, &rows, &verdicts) };
             answer(&evidence, &AdaptConfig { recent_weight: 2.0, ..config() }, &PolicyState::default(), 0)
         };
         let (undecided, borne_out, turned) = (answer([1.0 / 3.0; 3]), answer([0.8, 0.1, 0.1]), answer([0.01, 0.01, 0.98]));
@@ -445,14 +433,7 @@ mod tests {
             let names = |label: usize| (0..3).map(|k| if k == label { sureness } else { 0.0 }).collect::<Vec<_>>();
             let (rows, verdicts) = (vec![names(0); 6], [0, 1, 2, 0, 1, 2].map(verdict));
             let cameras = vec!["door".to_owned(); 6];
-            let evidence = Evidence {
-                cameras: &cameras,
-                logits: &rows,
-                source_logits: &rows,
-                verdicts: &verdicts,
-                priors: &even(verdicts.len()),
-                likelihood_scale: 1.0,
-            };
+            let evidence = evidence(&cameras, &rows, &rows, &verdicts);
             let mut state = PolicyState::default();
             (decision(rule(&evidence, &config, &statistics(), &mut state)), state.hearing_at("door"))
         };
@@ -474,14 +455,7 @@ mod tests {
         let (mut state, mut lessons, cameras) = (PolicyState::default(), Vec::new(), ["door".to_owned()]);
         let weight = |logits: &[f64; 3]| {
             let (logits, source_logits, verdicts) = ([logits.to_vec()], [source.to_vec()], [verdict(0)]);
-            let evidence = Evidence {
-                cameras: &cameras,
-                logits: &logits,
-                source_logits: &source_logits,
-                verdicts: &verdicts,
-                priors: &even(verdicts.len()),
-                likelihood_scale: 1.0,
-            };
+            let evidence = evidence(&cameras, &logits, &source_logits, &verdicts);
             rule(&evidence, &config, &statistics(), &mut state);
             teach(&mut lessons, &evidence, &config, &mut state);
             assert_eq!(lessons[0].weight, 0.0, "the judge is not heard");
@@ -531,14 +505,7 @@ mod tests {
         let cameras: Vec<String> = (0..judge.len()).map(|n| if n < door.0.len() { "door" } else { "yard" }.to_owned()).collect();
         let logits: Vec<Vec<f64>> = source.iter().map(|&label| logits(label)).collect();
         let verdicts: Vec<Verdict> = judge.iter().map(|&label| verdict(label)).collect();
-        let evidence = Evidence {
-            cameras: &cameras,
-            logits: &logits,
-            source_logits: &logits,
-            verdicts: &verdicts,
-            priors: &even(verdicts.len()),
-            likelihood_scale: 1.0,
-        };
+        let evidence = evidence(&cameras, &logits, &logits, &verdicts);
         let mut lessons = Vec::new();
         let ruling = rule(&evidence, &config(), &statistics(), state);
         teach(&mut lessons, &evidence, &config(), state);
