@@ -12,12 +12,16 @@ use async_nats::jetstream::{self, consumer};
 use futures_util::StreamExt;
 use harness::{Broker, Daemon, Home, Server, control, copy_folder, png, servers, until};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use undrift::frame::FrameSeq;
+use undrift::proof::{HistoryId, PROOF_HEADER, Proof};
 use undrift::shell::decision_log::{Action, Decided, DecisionLog};
 use undrift::shell::jetstream::ensure_streams;
-use undrift::shell::replay::Tail;
+use undrift::shell::nats::{connect, jetstream_context};
+use undrift::shell::replay::{Answered, PredictionId, Replayed, Tail};
+use undrift::shell::status::Shared;
 use undrift::shell::store;
 use undrift::wire::Subjects;
 
@@ -587,5 +591,32 @@ async fn a_frame_with_an_old_number_and_the_same_picture_is_another_frame() {
             let breaks = go_on(&home, &broker, ANSWERED).await.0;
             assert_eq!(breaks, ["stream_rewritten"], "{kept} frames kept, answers kept: {has_predictions}");
         }
+    }
+}
+
+#[tokio::test]
+async fn more_answers_than_a_subscription_buffers_are_read_to_the_last() {
+    // Goal: after a crash, each prediction since the checkpoint is compared, also where 512 frames lie between two checkpoints.
+    // Method: 2000 stored proofs, read by the daemon's own connection on one thread.
+    const STORED: u64 = 2000;
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let subjects = Subjects::new("undrift.v1").expect("a prefix");
+        let config = undrift::config::Config::load(home.config(), &[format!("nats.urls={}", broker.url())], std::iter::empty())
+            .expect("a configuration");
+        let shared = Arc::new(Shared::new(config.nats.mode));
+        let context = jetstream_context(&connect(&config.nats, &shared).await.expect("an address"));
+        shared.wait_until_connected().await;
+        ensure_streams(&context, &subjects).await.expect("streams can be made");
+        let proof = Proof { history: HistoryId::new(&BTreeMap::new(), 0), input_chain: [1; 32], content: [2; 32] };
+        for sequence in 1..=STORED {
+            let id = PredictionId { prefix: "here".to_owned(), sequence }.header();
+            let headers = harness::headers(&[("Nats-Msg-Id", &id), (PROOF_HEADER, &proof.to_string())]);
+            let subject = "undrift.v1.predictions.cam1";
+            context.publish_with_headers(subject, headers, "".into()).await.expect("the connection is open").await.expect("it is stored");
+        }
+        let mut answered = Answered::read(&context, &subjects, "here", 0).await.expect("the broker answers");
+        let replayed = (1..=STORED).filter(|&sequence| answered.replayed(sequence, &proof) == Replayed::Proven).count();
+        assert_eq!(replayed as u64, STORED);
     }
 }

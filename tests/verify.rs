@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use undrift::frame::FrameSeq;
+use undrift::noise::NoiseKey;
 use undrift::proof::{HistoryId, PROOF_HEADER, Proof};
 use undrift::shell::decision_log::{Action, Decided, DecisionLog};
 use undrift::shell::store::{self, Store};
@@ -348,5 +349,36 @@ async fn a_restart_counts_each_stored_prediction_that_is_not_the_replayed_one() 
         until("all frames are applied", || async { (daemon.status()["sequence"] == LENGTH).then_some(()) }).await;
         assert_eq!(daemon.metric("undrift_replay_mismatches_total"), 2.0);
         assert_eq!(daemon.metric("undrift_replayed_predictions_total{outcome=\"proven\"}"), (REPLAYED - 2) as f64);
+    }
+}
+
+/// A PNG that does not compress, of 0.9 MB.
+fn large_png(seed: u64) -> Vec<u8> {
+    let noise = NoiseKey::from_seed(seed, "large png", 0);
+    let pixels = (0..950 * 950).map(|index| noise.uniform_below(index, 256) as u8).collect();
+    let image = image::GrayImage::from_raw(950, 950, pixels).expect("as many pixels");
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png).expect("pictures encode");
+    bytes.into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_of_large_frames_is_verified() {
+    // Goal: ordinary pictures are verified as small ones are.
+    // Method: frames that are together larger than a pull asks for (65 MiB).
+    const COUNT: u64 = 80;
+    let large = [SETS[0], "limits.payload_bytes_max=1048576"];
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let mut daemon = Daemon::start(&home, &broker, &large).await;
+        let context = jetstream::new(broker.client().await);
+        for frame in 1..=COUNT {
+            let stored = context.publish("undrift.v1.frames.cam1", large_png(frame).into()).await.expect("the connection is open");
+            stored.await.expect("the stream stores frames");
+        }
+        until("the frames are answered", || async { (daemon.status()["sequence"] == COUNT).then_some(()) }).await;
+        assert_eq!(daemon.stop().await, 0);
+        let verdict = Case { home, broker }.verify(&large[1..]);
+        assert!(verdict["is_true"] == true, "{verdict}");
     }
 }

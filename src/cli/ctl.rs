@@ -142,7 +142,7 @@ async fn request(command: &Ctl, subject: String, payload: String) -> Result<serd
     if let Some(decision) = command.decision {
         headers.insert(DECISION_HEADER, decision.to_string());
     }
-    let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(PATIENCE));
+    let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(2 * PATIENCE));
     let reply = client.send_request(subject.clone(), request).await.map_err(|source| CtlError::Request { subject, source })?;
     Ok(serde_json::from_slice(&reply.payload)?)
 }

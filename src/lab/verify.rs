@@ -18,9 +18,9 @@ use crate::shell::bundle_reader::{BundleReadError, read_bundle};
 use crate::shell::daemon::{fingerprints, id_prefix};
 use crate::shell::decision_log::{Decided, DecisionLog};
 use crate::shell::engine::headers;
-use crate::shell::jetstream::{self, boxed};
+use crate::shell::jetstream::{self, FETCH_MESSAGES, FETCH_PATIENCE, PULL_BYTES_MAX, PULL_FRAMES_MAX, boxed};
 use crate::shell::nats::{self, NatsError};
-use crate::shell::replay::PredictionId;
+use crate::shell::replay::{PredictionId, Tail};
 use crate::shell::status::Shared;
 use crate::shell::store::{self, Generation, StoreError};
 use crate::state::DurableState;
@@ -36,10 +36,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-const FETCH_PATIENCE: Duration = Duration::from_secs(5);
-const FETCH_MESSAGES: usize = 256;
-/// A frame may be as large as a broker takes them.
-const FETCH_BYTES_MAX: usize = 65 << 20;
+/// The broker forgets the consumer of frames that nobody has pulled from for so long: each frame is learned from before the next is taken.
+const INACTIVE_THRESHOLD: Duration = Duration::from_secs(600);
 
 /// Why nothing can be said of a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -232,40 +230,33 @@ impl Verifier {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
             ack_policy: AckPolicy::None,
             filter_subject: self.subjects.all_frames(),
+            inactive_threshold: INACTIVE_THRESHOLD,
             memory_storage: true,
             ..pull::Config::default()
         };
         let consumer = self.frames.create_consumer(config).await.map_err(boxed)?;
+        let pull = consumer.stream().max_messages_per_batch(PULL_FRAMES_MAX).max_bytes_per_batch(PULL_BYTES_MAX);
+        let mut messages = pull.messages().await.map_err(boxed)?;
         while after < self.target.sequence.0 {
-            let before = after;
-            let fetch = consumer.fetch().max_messages(FETCH_MESSAGES).max_bytes(FETCH_BYTES_MAX).expires(FETCH_PATIENCE);
-            let mut batch = fetch.messages().await.map_err(boxed)?;
-            while let Some(message) = batch.next().await {
-                let message = message.map_err(NatsError::JetStream)?;
-                let info = message.info().map_err(NatsError::JetStream)?;
-                let (sequence, time) = (info.stream_sequence, i64::try_from(info.published.unix_timestamp_nanos()).ok());
-                if sequence > self.target.sequence.0 {
-                    // The last frame that the checkpoint has seen is gone.
-                    return Ok(self.differs(after, Difference::Frame));
-                }
-                self.decide(&mut session, &mut decisions, sequence, keeps_states)?;
-                after = sequence;
-                for prediction in self.apply(&mut session, &message, sequence, time)? {
-                    if let Some(difference) = self.compare(&prediction) {
-                        return Ok(self.differs(prediction.sequence.0, difference));
-                    }
-                }
-                if keeps_states {
-                    self.keep_state(&session.state())?;
-                }
-                advanced(sequence);
-                if after == self.target.sequence.0 {
-                    break;
+            let next = tokio::time::timeout(FETCH_PATIENCE, messages.next()).await.ok().flatten();
+            let message = next.ok_or(VerifyError::Stalled { after })?.map_err(boxed)?;
+            let info = message.info().map_err(NatsError::JetStream)?;
+            let (sequence, time) = (info.stream_sequence, i64::try_from(info.published.unix_timestamp_nanos()).ok());
+            if sequence > self.target.sequence.0 {
+                // The last frame that the checkpoint has seen is gone.
+                return Ok(self.differs(after, Difference::Frame));
+            }
+            self.decide(&mut session, &mut decisions, sequence, keeps_states)?;
+            after = sequence;
+            for prediction in self.apply(&mut session, &message, sequence, time)? {
+                if let Some(difference) = self.compare(&prediction) {
+                    return Ok(self.differs(prediction.sequence.0, difference));
                 }
             }
-            if after == before {
-                return Err(VerifyError::Stalled { after });
+            if keeps_states {
+                self.keep_state(&session.state())?;
             }
+            advanced(sequence);
         }
         // What was decided after the last frame is in the checkpoint, or is not; its number tells.
         let decided = self.target.control.generation.saturating_sub(session.state().control.generation);
@@ -333,7 +324,11 @@ impl Verifier {
         let dir = &self.config.checkpoint.dir;
         let mut oldest = None;
         for generation in kept(dir)?.into_iter().rev().skip_while(|&generation| generation >= self.verdict.generation) {
-            let (state, meta) = store::load(dir, generation)?;
+            let (state, meta) = match store::load(dir, generation) {
+                // A daemon at work prunes.
+                Err(error) if error.is_not_found() => break,
+                loaded => loaded?,
+            };
             let is_same = state.incarnation == self.target.incarnation && HistoryId::new(&meta.fingerprints, state.birth) == self.history();
             if !is_same || state.sequence.0 + 1 < first {
                 break;
@@ -427,12 +422,12 @@ async fn connect(config: &Config) -> Result<Context, VerifyError> {
 
 async fn read_predictions(context: &Context, subjects: &Subjects, prefix: &str) -> Result<BTreeMap<u64, Stored>, VerifyError> {
     let stream = context.get_stream(jetstream::predictions_stream(subjects)).await.map_err(boxed)?;
-    let (count, last) = (stream.cached_info().state.messages, stream.cached_info().state.last_sequence);
+    let last = Tail::read(context, subjects).await?.newest;
     let mut predictions = BTreeMap::new();
     let config = pull::Config { ack_policy: AckPolicy::None, memory_storage: true, ..pull::Config::default() };
     let consumer = stream.create_consumer(config).await.map_err(boxed)?;
     let mut reached = 0;
-    while count > 0 && reached < last {
+    while reached < last {
         let before = reached;
         let mut batch = consumer.fetch().max_messages(FETCH_MESSAGES).expires(FETCH_PATIENCE).messages().await.map_err(boxed)?;
         while let Some(message) = batch.next().await {
@@ -447,7 +442,7 @@ async fn read_predictions(context: &Context, subjects: &Subjects, prefix: &str) 
             predictions.insert(id.sequence, Stored { proof, content, is_repeated });
         }
         if reached == before {
-            break;
+            return Err(NatsError::JetStream("the stream of predictions does not deliver what it has".into()).into());
         }
     }
     Ok(predictions)

@@ -10,7 +10,7 @@
 //! Absent on purpose: the client's ordered consumer, which may start over at the first frame of the stream.
 
 use super::engine::Lines;
-use super::nats::{NatsError, jittered};
+use super::nats::{NatsError, SUBSCRIPTION_MESSAGES_MAX, jittered};
 use super::queue::{Arrival, Outgoing};
 use super::status::Phase;
 use super::telemetry;
@@ -29,11 +29,13 @@ const PREDICTIONS_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 const STREAM_BYTES_MAX: i64 = 1 << 30;
 /// A replay after a crash repeats predictions; within this time the stream drops the repetitions.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(10 * 60);
-const PULL_FRAMES_MAX: usize = 32;
+pub const PULL_FRAMES_MAX: usize = 32;
 /// Above the largest message that a broker can be told to take (64 MiB): a pull that is smaller than the next frame waits
 /// for ever.
-const PULL_BYTES_MAX: usize = 65 << 20;
+pub const PULL_BYTES_MAX: usize = 65 << 20;
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
+/// Messages that are asked for at once where all that a stream has is read: more than a subscription buffers would be dropped.
+pub const FETCH_MESSAGES: usize = SUBSCRIPTION_MESSAGES_MAX / 2;
 /// A message that the stream has comes at once, or the broker is asked again.
 pub const FETCH_PATIENCE: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -43,8 +45,9 @@ const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
 const INACTIVE_THRESHOLD: Duration = Duration::from_secs(60);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(4);
 /// Before a missing stream is made. The broker may be deleting it: a stream that is made meanwhile loses its files to that, and
-/// stores nothing from then on ("error opening msg block file" in nats-server 2.9, no answer in 2.14).
-const DELETION_TIME: Duration = Duration::from_millis(200);
+/// stores nothing from then on ("error opening msg block file" in nats-server 2.9, no answer in 2.14). On a busy machine 235 ms
+/// were too short.
+const DELETION_TIME: Duration = Duration::from_secs(1);
 
 /// How far the stream is read.
 #[derive(Clone, Copy, Debug)]
@@ -140,19 +143,23 @@ pub async fn ensure_streams(context: &Context, subjects: &Subjects) -> Result<St
         ..Config::default()
     };
     let predictions = config(predictions_stream(subjects), subjects.all_predictions(), PREDICTIONS_AGE_MAX);
-    ensure(context, predictions).await?;
     let frames = config(frames_stream(subjects), subjects.all_frames(), FRAMES_AGE_MAX);
-    ensure(context, frames).await
-}
-
-async fn ensure(context: &Context, config: Config) -> Result<Stream, NatsError> {
-    match context.get_stream(&config.name).await {
-        Ok(stream) => return Ok(stream),
-        Err(error) if is_missing(&error) => {}
-        Err(error) => return Err(boxed(error)),
+    let is_there = find(context, &predictions.name).await?.is_some();
+    if let (true, Some(stream)) = (is_there, find(context, &frames.name).await?) {
+        return Ok(stream);
     }
     tokio::time::sleep(DELETION_TIME).await;
-    context.get_or_create_stream(config).await.map_err(boxed)
+    context.get_or_create_stream(predictions).await.map_err(boxed)?;
+    context.get_or_create_stream(frames).await.map_err(boxed)
+}
+
+/// The stream with this name, where there is one.
+async fn find(context: &Context, name: &str) -> Result<Option<Stream>, NatsError> {
+    match context.get_stream(name).await {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(boxed(error)),
+    }
 }
 
 fn is_missing(error: &GetStreamError) -> bool {

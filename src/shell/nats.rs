@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 /// Messages that one subscription buffers, and commands (publications among them) that wait for the socket.
-const SUBSCRIPTION_MESSAGES_MAX: usize = 256;
+pub const SUBSCRIPTION_MESSAGES_MAX: usize = 256;
 const CLIENT_COMMANDS_MAX: usize = 512;
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 const CONTROL_REQUESTS_MAX: usize = 64;

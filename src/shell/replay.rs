@@ -5,7 +5,7 @@
 //! after the checkpoint are kept until the replay has come by.
 //! Invariant: what the broker remembers of consumers or ids is not asked; only what is stored counts.
 
-use super::jetstream::{self, FETCH_PATIENCE, boxed};
+use super::jetstream::{self, FETCH_MESSAGES, FETCH_PATIENCE, boxed};
 use super::nats::NatsError;
 use crate::proof::{HistoryId, PROOF_HEADER, Proof};
 use crate::wire::Subjects;
@@ -119,7 +119,7 @@ impl Answered {
         let mut reached = first.saturating_sub(1);
         while reached < last {
             let before = reached;
-            let mut batch = consumer.fetch().max_messages(512).expires(FETCH_PATIENCE).messages().await.map_err(boxed)?;
+            let mut batch = consumer.fetch().max_messages(FETCH_MESSAGES).expires(FETCH_PATIENCE).messages().await.map_err(boxed)?;
             while let Some(message) = batch.next().await {
                 let message = message.map_err(NatsError::JetStream)?;
                 reached = message.info().map_err(NatsError::JetStream)?.stream_sequence;
