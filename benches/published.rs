@@ -115,7 +115,7 @@ impl<'a> Side<'a> {
 
     fn source(bundle: &Bundle) -> Self {
         let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier).expect("the shipped classifier");
-        let label = move |frame: &Frame| argmax(&classifier.logits(&planes(frame)).expect("a pass")[0]);
+        let label = move |frame: &Frame| argmax(&classifier.logits(&frame.image.planes()).expect("a pass")[0]);
         Self::new("source, never adapted", usize::MAX, move |frames| frames.iter().map(|frame| is_right(frame, label(frame))).collect())
     }
 
@@ -196,16 +196,9 @@ fn is_right(frame: &Frame, label: usize) -> bool {
     frame.label.map(ClassIndex::index) == Some(label)
 }
 
-/// (C, H, W)
-fn planes(frame: &Frame) -> Vec<f32> {
-    let mut planes = vec![0f32; frame.image.pixels().len()];
-    frame.image.write_planes(&mut planes);
-    planes
-}
-
 /// As the diffusion model sees it, (C, H, W).
 fn x_start(frame: &Frame) -> Vec<f32> {
-    let mut planes = planes(frame);
+    let mut planes = frame.image.planes();
     stretch(&mut planes);
     planes
 }
@@ -214,7 +207,7 @@ fn x_start(frame: &Frame) -> Vec<f32> {
 fn prepared(python: &str, config: &Config, bundle: &Bundle, frames: &[Frame]) -> Torch {
     let ClassifierConfig::Vit(vit) = &bundle.classifier_config else { panic!("the shipped classifier is a vision transformer") };
     let (files, trunk) = (&config.bundle.files, &bundle.diffusion_config.trunk);
-    let views: Vec<f32> = frames.iter().flat_map(|frame| [planes(frame), x_start(frame)].concat()).collect();
+    let views: Vec<f32> = frames.iter().flat_map(|frame| [frame.image.planes(), x_start(frame)].concat()).collect();
     let embeddings = class_embeddings(&bundle.diffusion_config);
     write_floats(VIEWS, &views);
     write_floats(EMBEDDINGS, &embeddings);
@@ -250,7 +243,8 @@ fn check(torch: &mut Torch, bundle: &Bundle, frame: &Frame, embeddings: Vec<f32>
     let theirs = read_floats(CHECKED);
 
     let classifier = FrozenClassifier::new(&bundle.classifier_config, &bundle.classifier).expect("the shipped classifier");
-    let probabilities: Vec<f32> = softmax(&classifier.logits(&planes(frame)).expect("a pass")[0]).iter().map(|&p| p as f32).collect();
+    let probabilities: Vec<f32> =
+        softmax(&classifier.logits(&frame.image.planes()).expect("a pass")[0]).iter().map(|&p| p as f32).collect();
     let (of_frame, theirs) = theirs.split_at(config.classes);
     assert_alike("probabilities", &probabilities, of_frame);
     let ways = [("readout", *config, bundle.diffusion.clone()), ("blocks", of_blocks(config), at_blocks(bundle, embeddings))];

@@ -12,13 +12,14 @@
 //! Absent on purpose: a key. The hash finds damage, not a forger who can write to the folder.
 
 use crate::model::{ParameterError, Tensors, parameters};
+use crate::recent::Recent;
 use crate::state::{DurableState, Scalars, StateError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
 const MAGIC: [u8; 8] = *b"UNDRIFT\0";
 
-/// Version of the layout; a change to it comes with a reader of the old one.
+/// Version of the layout. A file of another one is refused and left alone: before the first release nothing reads older ones.
 pub const FORMAT_VERSION: u32 = 7;
 
 /// Length of what precedes the header.
@@ -100,7 +101,10 @@ pub enum CheckpointError {
     Short { got: usize },
     #[error("not a checkpoint: it starts with {got:02x?}")]
     Magic { got: [u8; 8] },
-    #[error("format version {got}, this build reads {FORMAT_VERSION}")]
+    #[error(
+        "format version {got}, this build reads {FORMAT_VERSION}: run the build that wrote it, or start from the source weights with an \
+         empty checkpoint.dir"
+    )]
     Version { got: u32 },
     #[error("header of {header} and payload of {payload} bytes do not make a file of {size} bytes")]
     Length { header: u32, payload: u64, size: u64 },
@@ -300,16 +304,14 @@ fn check_tensors(tensors: &Tensors) -> Result<(), CheckpointError> {
 }
 
 fn check_averages(state: &DurableState) -> Result<(), CheckpointError> {
-    let policy = &state.learner.policy;
-    let averages = policy
-        .gates
-        .values()
-        .chain([&policy.common])
-        .map(|gate| &gate.averages)
-        .chain([&policy.averages, &state.monitor.averages])
-        .flatten();
-    match averages.into_iter().find(|(_, value)| !value.is_finite()) {
-        Some((name, &value)) => Err(CheckpointError::NotFinite { name: name.clone(), value }),
+    let policies = [&state.learner.policy].into_iter().chain(state.learner.good.as_ref().map(|good| &good.policy));
+    let gates = policies.clone().flat_map(|policy| policy.gates.values().chain([&policy.common])).map(|gate| &gate.averages);
+    let averages = gates.chain(policies.map(|policy| &policy.averages)).chain([&state.monitor.averages]).flatten();
+    let averages = averages.map(|(name, &value)| (name.as_str(), value));
+    let recent = state.recent.values().flat_map(Recent::values).map(|value| ("recent", value));
+    let priors = state.open.iter().flat_map(|open| &open.prior).map(|&value| ("prior", value));
+    match averages.chain(recent).chain(priors).find(|(_, value)| !value.is_finite()) {
+        Some((name, value)) => Err(CheckpointError::NotFinite { name: name.to_owned(), value }),
         None => Ok(()),
     }
 }

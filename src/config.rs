@@ -204,6 +204,9 @@ pub struct DiffusionConfig {
 
 impl BundleConfig {
     fn check(raw: &RawConfig, settings: &Settings) -> Result<Self, ConfigError> {
+        if ![1, 3].contains(&raw.image.channels) {
+            return Err(settings.invalid("image.channels", "must be 1 or 3"));
+        }
         let classifier = match raw.classifier {
             RawClassifier::Vit(RawVit { patch, patch_window, hidden, depth, heads, mlp_ratio }) => {
                 let trunk = TrunkConfig { image: raw.image, patch, patch_window, hidden, depth, heads, mlp_ratio };
@@ -219,7 +222,8 @@ impl BundleConfig {
         let RawDiffusion { conditioning, num_timesteps, patch, patch_window, hidden, depth, heads, mlp_ratio } = raw.diffusion;
         let trunk = TrunkConfig { image: raw.image, patch, patch_window, hidden, depth, heads, mlp_ratio };
         trunk.check().map_err(|source| ConfigError::Shape { section: "diffusion", source })?;
-        settings.check_range("diffusion.num_timesteps", num_timesteps, 1..=10_000)?;
+        // Below 20, the last step of the schedule would add more noise than there is.
+        settings.check_range("diffusion.num_timesteps", num_timesteps, 20..=10_000)?;
         let files = &raw.bundle;
         let files = BundleFiles {
             classifier: settings.resolve_file("bundle.classifier", &files.classifier)?,

@@ -87,6 +87,13 @@ impl Image {
         &self.pixels
     }
 
+    /// The pixels as planes (C, H, W): see [`Self::write_planes`].
+    pub fn planes(&self) -> Vec<f32> {
+        let mut planes = vec![0f32; self.pixels.len()];
+        self.write_planes(&mut planes);
+        planes
+    }
+
     /// Writes the pixels as planes (C, H, W), scaled from 0..=255 to -1..=1: the `x_start` of the diffusion model and
     /// the input of the classifier.
     ///

@@ -1,9 +1,9 @@
 //! `undrift` keeps one image classifier right while the world in front of the cameras changes.
 //!
-//! Cameras publish frames to NATS. Each is answered with a prediction, and from every frame, without a label, the
-//! classifier is improved: a frozen class-conditional diffusion model says how well the classifier's answer explains the
-//! image (Diffusion-TTA, arXiv 2311.16102), and the gradient of that goes into the classifier's weights, beside that of the
-//! entropy of answers that the classifier is sure of (EATA, arXiv 2204.02610).
+//! Cameras publish frames to NATS. Each is answered with a prediction, and from frames, without a label, the classifier
+//! is improved: a frozen class-conditional diffusion model says how well each class explains the image (after Diffusion-TTA, arXiv
+//! 2311.16102), and the gradient towards what both models make of it goes into the classifier's weights, beside that of the entropy
+//! of answers that the classifier is sure of (EATA, arXiv 2204.02610).
 //!
 //! # The line that a frame takes
 //!
@@ -30,9 +30,11 @@
 //! # Core and shell
 //!
 //! The core is pure: [`frame`], [`decode`], [`noise`], [`diffusion`], [`model`], [`kernels`], [`learner`], [`policy`],
-//! [`recent`], [`guard`], [`monitor`], [`pipeline`], [`state`], [`checkpoint`]. It has no sockets, files, clock or threads of its own (but for
+//! [`recent`], [`guard`], [`monitor`], [`pipeline`], [`prediction`], [`proof`], [`observation`], [`wire`], [`by_camera`], [`bundle`], [`state`],
+//! [`checkpoint`]. It has no sockets, files, clock or threads of its own (but for
 //! rayon's, which change no bit), and nothing in it is random but by key. [`shell`] has NATS, HTTP, disk, threads and
-//! signals. [`lab`] trains and evaluates on the same core; the daemon knows nothing of it.
+//! signals. [`lab`] trains and evaluates on the same core; the daemon knows nothing of it. [`config`] is read once, at the start, and [`cli`] has a thin
+//! file for each command.
 //!
 //! # Invariants
 //!

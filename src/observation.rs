@@ -62,15 +62,6 @@ pub struct WindowReport {
     pub estimated_accuracy: f64,
 }
 
-/// What the canary says of the weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct CanaryReport {
-    /// Running mean of what the source gets right more than the weights, -1..=1.
-    pub harm: f64,
-    /// See [`crate::guard::canary::Evidence::value`].
-    pub evidence: f64,
-}
-
 /// State of the drift detector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -102,10 +93,6 @@ pub enum Observation {
     WindowSkipped {
         reason: SkipReason,
         report: Option<WindowReport>,
-    },
-    /// The weights that answer from now on.
-    Serving {
-        version: WeightsVersion,
     },
     /// Score: standard deviations between the recent frames and the reference statistics.
     Drift {

@@ -250,7 +250,7 @@ impl Pipeline {
         assert!(frame.sequence > self.current.sequence, "frame {} after {}", frame.sequence.0, self.current.sequence.0);
         self.catch_up(frame.sequence, effects)?;
         if self.window.is_empty() && self.config.answer == AnswerTime::Before {
-            self.serve_what_is_due(self.window_index(), effects)?;
+            self.serve_what_is_due(self.window_index())?;
         }
         let studied = self.study(&frame, is_overloaded)?;
         self.current.sequence = frame.sequence;
@@ -271,9 +271,7 @@ impl Pipeline {
 
     /// What answer and adapter need of the frame; source and judge look at it once, for both lanes.
     fn study(&self, frame: &Frame, is_overloaded: bool) -> Result<WindowFrame, PipelineError> {
-        let elements = frame.image.pixels().len();
-        let mut image = vec![0f32; elements];
-        frame.image.write_planes(&mut image);
+        let image = frame.image.planes();
         let views = self.config.views(&image, self.classifier_config.image());
         let key = self.secret.frame_key(&self.current.incarnation, frame.sequence, &frame.payload_hash);
         let source_logits = self.source.logits(&views)?;
@@ -403,7 +401,7 @@ impl Pipeline {
         receive(&mut self.current, &adapted);
         self.borders.iter_mut().for_each(|border| receive(&mut border.state, &adapted));
         if self.config.answer == AnswerTime::After {
-            self.serve_what_is_due(u64::MAX, effects)?;
+            self.serve_what_is_due(u64::MAX)?;
             self.answer_held(effects)?;
             // No frame was taken since the border: what serves now, and what the monitor has seen of the answers, belongs to it.
             self.current.monitor = self.monitor.state().clone();
@@ -449,7 +447,7 @@ impl Pipeline {
     }
 
     /// Lets the newest weights serve that came out of window `next` - lag or before. Nothing while adaptation is off.
-    fn serve_what_is_due(&mut self, next: u64, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
+    fn serve_what_is_due(&mut self, next: u64) -> Result<(), PipelineError> {
         if !self.current.control.adapt_enabled {
             return Ok(());
         }
@@ -457,21 +455,21 @@ impl Pipeline {
         let due = self.current.pending.iter().take_while(|served| served.window.is_none_or(|window| window + lag <= next)).count();
         let newest = self.current.pending.drain(..due).next_back();
         match newest {
-            Some(served) => self.serve(served, effects),
+            Some(served) => self.serve(served),
             None => Ok(()),
         }
     }
 
-    fn serve(&mut self, served: Served, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
-        let mut newer = self.prepared.split_off(&served.version);
-        self.serving = match newer.remove(&served.version) {
-            Some(classifier) => classifier,
-            None => FrozenClassifier::new(&self.classifier_config, &served.weights)?,
-        };
-        self.prepared = newer;
-        self.is_source_serving = parameters::are_equal(&served.weights, &self.source_weights)?;
+    fn serve(&mut self, served: Served) -> Result<(), PipelineError> {
+        // Else only who is heard has changed.
         if served.version != self.current.serving.version {
-            effects.push(Effect::Observe(Observation::Serving { version: served.version }));
+            let mut newer = self.prepared.split_off(&served.version);
+            self.serving = match newer.remove(&served.version) {
+                Some(classifier) => classifier,
+                None => FrozenClassifier::new(&self.classifier_config, &served.weights)?,
+            };
+            self.prepared = newer;
+            self.is_source_serving = parameters::are_equal(&served.weights, &self.source_weights)?;
         }
         self.current.serving = served;
         Ok(())
@@ -532,7 +530,7 @@ impl Pipeline {
     /// Other weights, from the next frame on.
     fn replace(&mut self, learner: LearnerState, effects: &mut Vec<Effect>) -> Result<(), PipelineError> {
         self.current.pending.clear();
-        self.serve(Served::now(&learner), effects)?;
+        self.serve(Served::now(&learner))?;
         self.current.learner = Arc::new(learner);
         self.tally.last_report = None;
         effects.push(Effect::Adapt(Job::Restore(Arc::clone(&self.current.learner))));

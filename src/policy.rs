@@ -272,14 +272,10 @@ pub fn answer(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n:
     let (errors, prior, scale) = (&evidence.verdicts[n].errors, &evidence.priors[n], evidence.likelihood_scale);
     let hearing = state.hearing_at(&evidence.cameras[n]);
     let judge_weight = if config.answer_by == AnswerBy::Posterior { config.answer_weight(hearing) } else { 0.0 };
-    let answer = match hearing {
-        Hearing::Home => {
-            argmax(weighted(posterior(evidence.mean_source_logits(n), errors, 1.0, judge_weight * scale), prior, config.recent_weight))
-        }
-        Hearing::Little | Hearing::Full => {
-            argmax(weighted(posterior(evidence.mean_logits(n), errors, 1.0, judge_weight * scale), prior, config.recent_weight))
-        }
-    };
+    let is_by_source = hearing == Hearing::Home || hearing == Hearing::Little && state.is_heard_somewhere();
+    let rows = if is_by_source { evidence.source_logits } else { evidence.logits };
+    let logits = mean_logits(evidence.of_frame(rows, n));
+    let answer = argmax(weighted(posterior(logits, errors, 1.0, judge_weight * scale), prior, config.recent_weight));
     let mut shares = posterior(prior.iter().map(|share| share.ln()), errors, 1.0 / TEMPERATURE, scale / TEMPERATURE);
     (answer, shares.nth(answer).expect("both models have the same classes"))
 }
@@ -524,6 +520,18 @@ mod tests {
         assert_eq!(ruling.pull, (config().anchor_pull + config().anchor_pull_shut) / 2.0);
         assert_eq!(is_heard, [Some(true), Some(false)]);
         assert_eq!(weights, [[1.0; 6], [0.0; 6]].concat());
+    }
+
+    #[test]
+    fn the_estimate_is_of_the_sources_answer_where_the_judge_is_heard_at_another_camera_alone() {
+        let mut state = PolicyState::default();
+        assert_eq!(ruled_on_cameras(&mut state, DOOR, YARD).1, [Some(true), Some(false)]);
+        let (adapted, source, verdicts) = ([logits(0)], [logits(2)], [verdict(1)]);
+        let answer = |state: &PolicyState, camera: &str| {
+            let cameras = [camera.to_owned()];
+            answer(&evidence(&cameras, &adapted, &source, &verdicts), &config(), state, 0).0
+        };
+        assert_eq!((answer(&state, "door"), answer(&state, "yard"), answer(&PolicyState::default(), "yard")), (0, 2, 0));
     }
 
     #[test]

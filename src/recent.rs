@@ -63,6 +63,11 @@ impl Recent {
         prior
     }
 
+    /// All that is remembered.
+    pub fn values(&self) -> impl Iterator<Item = f64> {
+        self.spans.iter().flat_map(|span| span.mean.iter().copied().chain([span.evidence]))
+    }
+
     /// Takes in a frame, by the probabilities (K) of its answer without this prior.
     pub fn see(&mut self, probabilities: &[f64]) {
         let classes = probabilities.len() as f64;

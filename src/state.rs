@@ -77,6 +77,11 @@ impl PolicyState {
         self.gates.get(camera).map_or_else(Hearing::default, |gate| self.hearing_by(gate))
     }
 
+    /// Whether the judge counts in full for any camera.
+    pub fn is_heard_somewhere(&self) -> bool {
+        self.gates.values().any(|gate| self.hearing_by(gate) == Hearing::Full)
+    }
+
     fn hearing_by(&self, gate: &Gate) -> Hearing {
         match gate.hearing {
             Hearing::Full if self.common.hearing != Hearing::Full => Hearing::Little,
@@ -89,7 +94,7 @@ impl PolicyState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hearing {
-    /// The classifier that learns, and the judge a little.
+    /// The classifier that learns, or the source while others teach, and the judge by `judge_weight_shut`.
     #[default]
     Little,
     /// The classifier that learns, and the judge in full.

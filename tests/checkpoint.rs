@@ -189,6 +189,13 @@ fn a_state_that_is_not_finite_is_not_written() {
     let mut broken = state(32, 1);
     learner(&mut broken).policy.gates.values_mut().flat_map(|gate| gate.averages.values_mut()).for_each(|average| *average = f64::NAN);
     assert!(matches!(encode(&broken, &meta()), Err(CheckpointError::NotFinite { .. })));
+    let mut broken = state(32, 1);
+    broken.recent.see(std::iter::once("door"));
+    broken.recent.get_mut("door").expect("it was seen").see(&[f64::NAN, 0.5]);
+    assert!(matches!(encode(&broken, &meta()), Err(CheckpointError::NotFinite { name, .. }) if name == "recent"));
+    let mut broken = state(32, 1);
+    broken.open[0].prior[1] = f64::NAN;
+    assert!(matches!(encode(&broken, &meta()), Err(CheckpointError::NotFinite { name, .. }) if name == "prior"));
 }
 
 /// What one file of `bytes` may hold when power is lost before its fsync has returned: a prefix, or whole blocks of zeros.

@@ -518,6 +518,26 @@ async fn a_stream_made_anew_is_begun_at_its_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_stream_the_frames_of_a_window_that_is_not_full_are_answered_at_the_stop() {
+    // Goal: where answers wait for what their window teaches, none is lost that no broker brings again.
+    // Method: fewer frames than a window, and SIGTERM.
+    for server in servers() {
+        let (home, broker) = (Home::new(), Broker::start(&server).await);
+        let mut daemon = Daemon::start(&home, &broker, &["adapt.answer=after", "adapt.window=8"]).await;
+        let client = broker.client().await;
+        let mut predictions = Predictions::of(&client).await;
+        for index in 0..3 {
+            publish(&client, png(index)).await;
+        }
+        until("the frames are taken", || async { (daemon.status()["frames"] == 3).then_some(()) }).await;
+        assert_eq!(daemon.stop().await, 0);
+        for sequence in 1..=3 {
+            assert_eq!(predictions.next().await.1.sequence.0, sequence);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_asks_for_the_status_fills_no_log() {
     // Goal: what is asked every few seconds is not logged; what changes something is, once.
     // Method: ask, switch, and read the log.

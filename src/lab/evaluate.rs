@@ -2,7 +2,7 @@
 
 use super::baselines::Passes;
 use crate::bundle::Bundle;
-use crate::frame::{ClassIndex, Frame};
+use crate::frame::Frame;
 use crate::guard::Withheld;
 use crate::learner::{AdaptConfig, AdaptError, Adapter, AnswerBy, ObjectiveKind};
 use crate::model::DitConfig;
@@ -170,9 +170,4 @@ pub fn accuracy(hits: impl IntoIterator<Item = bool>) -> f64 {
         total += 1;
     }
     f64::from(count) / f64::from(total)
-}
-
-/// Whether `label` is the truth.
-pub fn is_hit(label: ClassIndex, truth: ClassIndex) -> bool {
-    label == truth
 }

@@ -269,12 +269,7 @@ fn is_right(frame: &Frame, answer: usize) -> bool {
 
 /// Planes of all frames, (N, C, H, W).
 fn planes(frames: &[Frame]) -> Vec<f32> {
-    let planes = |frame: &Frame| {
-        let mut planes = vec![0f32; frame.image.pixels().len()];
-        frame.image.write_planes(&mut planes);
-        planes
-    };
-    frames.iter().flat_map(planes).collect()
+    frames.iter().flat_map(|frame| frame.image.planes()).collect()
 }
 
 /// Share of `images`, each seen in `scene`, that the source gets right; 0..=1.
@@ -288,12 +283,9 @@ pub fn source_accuracy(
     table: Table,
     seed: u64,
 ) -> Result<f64, ParameterError> {
-    let planes = (0..images.len()).into_par_iter().flat_map_iter(|index| {
-        let image = scene.render(&images[index].image, table, &mut Draws::new(seed, index as u64));
-        let mut planes = vec![0f32; image.pixels().len()];
-        image.write_planes(&mut planes);
-        planes
-    });
+    let planes = (0..images.len())
+        .into_par_iter()
+        .flat_map_iter(|index| scene.render(&images[index].image, table, &mut Draws::new(seed, index as u64)).planes());
     let logits = classifier.logits(&planes.collect::<Vec<_>>())?;
     Ok(accuracy(logits.iter().zip(images).map(|(logits, image)| argmax(logits) == image.label.index())))
 }

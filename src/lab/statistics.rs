@@ -41,9 +41,7 @@ impl Planes {
     fn of_images(images: impl Iterator<Item = (Image, usize)>, seed: u64) -> Self {
         let mut planes = Self { images: Vec::new(), keys: Vec::new(), labels: Vec::new() };
         for ((image, label), index) in images.zip(0u64..) {
-            let mut values = vec![0f32; image.pixels().len()];
-            image.write_planes(&mut values);
-            planes.images.extend(values);
+            planes.images.extend(image.planes());
             planes.keys.push(NoiseKey::from_seed(seed, "statistics", index));
             planes.labels.push(label);
         }

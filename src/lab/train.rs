@@ -100,8 +100,7 @@ fn place(source: &Labelled, shape: ImageShape, choose: impl Fn(u32, u32) -> u32,
     let offset = |choice, outer: usize, inner: usize| choose(choice, index(outer - inner + 1)) as usize;
     let (top, left) = (offset(1, shape.height, h), offset(2, shape.width, w));
     let mirrored = choose(3, 2) == 1;
-    let mut planes = vec![0f32; source.image.pixels().len()];
-    source.image.write_planes(&mut planes);
+    let planes = source.image.planes();
     for channel in 0..shape.channels {
         for y in 0..h {
             let line = &planes[(channel * h + y) * w..][..w];

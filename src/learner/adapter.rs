@@ -18,7 +18,7 @@ use crate::guard::{GuardState, Withheld};
 use crate::kernels::{self, Variable};
 use crate::model::{ClassifierConfig, Gradients, NormStatistics, ParameterError, Tensors};
 use crate::noise::NoiseKey;
-use crate::observation::{CanaryReport, SkipReason, WindowReport};
+use crate::observation::{SkipReason, WindowReport};
 use crate::pipeline::{Adapted, Job, Outcome, WindowFrame};
 use crate::policy::{self, Evidence, Lesson, Ruling};
 use crate::state::{Good, LearnerState, PolicyState};
@@ -111,7 +111,7 @@ impl Adapter {
         self.judge_into(&mut judgement, frames);
         let outcome = self.learn(frames, &judgement.verdicts)?;
         self.buffers.judgement = judgement;
-        Ok(Guarded { withheld: Withheld::default(), canary: None, outcome })
+        Ok(Guarded { withheld: Withheld::default(), outcome })
     }
 
     /// Learns from what the guard lets through, and takes it back where the canary shows harm.
@@ -124,11 +124,11 @@ impl Adapter {
         }
         let is_look_due = (index + 1).is_multiple_of(self.config.guard.canary_every_windows);
         if let Some(key) = key.filter(|_| is_look_due) {
-            guarded.canary = self.look_at_canary(key)?;
-        }
-        if guarded.canary.is_some_and(|canary| canary.evidence >= self.config.guard.canary_evidence_max) {
-            self.take_back()?;
-            guarded.outcome = Outcome::Skipped(SkipReason::Harmful, guarded.outcome.report().copied());
+            self.look_at_canary(key)?;
+            if self.guard.evidence.value() >= self.config.guard.canary_evidence_max {
+                self.take_back()?;
+                guarded.outcome = Outcome::Skipped(SkipReason::Harmful, guarded.outcome.report().copied());
+            }
         }
         Ok(guarded)
     }
@@ -148,16 +148,16 @@ impl Adapter {
         Ok(outcome)
     }
 
-    /// What the canary says of the weights; remembers them where nothing speaks for harm.
-    fn look_at_canary(&mut self, key: NoiseKey) -> Result<Option<CanaryReport>, AdaptError> {
-        let Some(lookout) = &mut self.lookout else { return Ok(None) };
+    /// Takes what the canary says of the weights into the evidence; remembers them where nothing speaks for harm.
+    fn look_at_canary(&mut self, key: NoiseKey) -> Result<(), AdaptError> {
+        let Some(lookout) = &mut self.lookout else { return Ok(()) };
         let weights = self.classifier.parameters().snapshot()?;
         let adapted = FrozenClassifier::new(&self.classifier_config, &weights)?;
-        let report = lookout.look(&adapted, key, &self.config, &mut self.guard.evidence)?;
+        lookout.look(&adapted, key, &self.config, &mut self.guard.evidence)?;
         if self.guard.evidence.is_none() {
             self.good = Some(Arc::new(Good { weights, optimizer: self.optimizer.state().clone(), policy: self.policy.clone() }));
         }
-        Ok(Some(report))
+        Ok(())
     }
 
     /// Back to the last state that did no harm, and no further.
@@ -418,13 +418,12 @@ impl Adapter {
 /// What came of a window.
 struct Guarded {
     withheld: Withheld,
-    canary: Option<CanaryReport>,
     outcome: Outcome,
 }
 
 impl Guarded {
     fn skipped(reason: SkipReason) -> Self {
-        Self { withheld: Withheld::default(), canary: None, outcome: Outcome::Skipped(reason, None) }
+        Self { withheld: Withheld::default(), outcome: Outcome::Skipped(reason, None) }
     }
 }
 

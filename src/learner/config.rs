@@ -70,7 +70,7 @@ impl TrainablePart {
 pub struct GateConfig {
     /// Frames that the averages reach back, roughly.
     pub memory_frames: f64,
-    /// The diffusion model teaches, and counts in full in answers, while its estimated accuracy exceeds the source's by this,
+    /// The diffusion model teaches, and counts by `judge_weight` in answers, while its estimated accuracy exceeds the source's by this,
     /// -1..=1: below 0, as two heads are better than one until one is much worse.
     pub margin: f64,
     /// How far the diversity of the diffusion model's answers may fall under the source's, 0..=1; 1 asks nothing.

@@ -7,7 +7,6 @@ use crate::bundle::Bundle;
 use crate::guard::canary::{Canary, Evidence};
 use crate::model::{ImageShape, ParameterError};
 use crate::noise::NoiseKey;
-use crate::observation::CanaryReport;
 use std::collections::BTreeMap;
 
 /// The noise key's draws from here on choose images of the canary; a frame has fewer draws.
@@ -47,7 +46,7 @@ impl Lookout {
         key: NoiseKey,
         config: &AdaptConfig,
         evidence: &mut Evidence,
-    ) -> Result<CanaryReport, ParameterError> {
+    ) -> Result<(), ParameterError> {
         let count = u32::try_from(self.canary.labels.len()).expect("a canary has fewer images than 2^32");
         for draw in 0..config.guard.canary_images {
             let image = key.uniform_below(CANARY_DRAWS + draw, count) as usize;
@@ -63,6 +62,6 @@ impl Lookout {
             self.source_hits.insert(image, is_source_hit);
             evidence.add(is_source_hit, is_hit, config.guard.canary_tolerance);
         }
-        Ok(CanaryReport { harm: evidence.harm, evidence: evidence.value() })
+        Ok(())
     }
 }

@@ -176,9 +176,12 @@ impl Optimizer {
             return Err(StepError::NotFinite { norm: gradient_norm });
         }
         let clip = (f64::from(norm_max) / gradient_norm.max(f64::MIN_POSITIVE)).min(1.0) as f32;
+        if let Some(name) = variables.keys().find(|name| !gradients.contains_key(*name)) {
+            return Err(StepError::NoGradient { name: name.clone() });
+        }
         self.state.steps += 1;
         for (name, variable) in variables {
-            let gradient = gradients.get(name).ok_or_else(|| StepError::NoGradient { name: name.clone() })?;
+            let gradient = &gradients[name];
             match self.config {
                 OptimizerConfig::Muon { momentum, weight_decay, .. } if is_hidden_matrix(name, variable) => {
                     let shape = variable.dims2()?;

@@ -68,6 +68,7 @@ impl TrunkConfig {
             ("height", height, 1024),
             ("width", width, 1024),
             ("patch", self.patch, 64),
+            ("patch_window", self.patch_window, 256),
             ("hidden", self.hidden, 4096),
             ("depth", self.depth, 64),
             ("heads", self.heads, 64),

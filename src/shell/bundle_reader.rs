@@ -108,10 +108,8 @@ fn canary(bytes: &[u8], shape: ImageShape, classes: usize) -> candle_core::Resul
         candle_core::bail!("label {label} of {classes} classes");
     }
     let planes = |image: Tensor| {
-        let mut planes = vec![0f32; shape.elements()];
         let interleaved = image.permute((1, 2, 0))?.flatten_all()?.to_vec1::<u8>()?;
-        Image::new(channels, height, width, interleaved).write_planes(&mut planes);
-        Ok::<_, candle_core::Error>(planes)
+        Ok::<_, candle_core::Error>(Image::new(channels, height, width, interleaved).planes())
     };
     let images = (0..labels.len()).map(|n| planes(images.get(n)?)).collect::<Result<Vec<_>, _>>()?.concat();
     Ok(Canary { images, labels: labels.iter().map(|&label| label as usize).collect() })

@@ -33,6 +33,7 @@ use super::store_thread::{self, Reply, Save, StoreOrder, StoreQueue};
 use super::telemetry::{self, Telemetry, TelemetryError};
 use super::threads::Threads;
 use crate::bundle::Bundle;
+use crate::by_camera::ByCamera;
 use crate::checkpoint::{BUNDLE_FINGERPRINT, Meta};
 use crate::config::{Config, NatsMode};
 use crate::frame::{FrameSeq, WeightsVersion};
@@ -40,6 +41,7 @@ use crate::learner::{AdaptError, Adapter, source_state};
 use crate::noise::NoiseSecret;
 use crate::pipeline::{self, Job, OutputShape, Pipeline, PipelineError, Scheduled, Start};
 use crate::proof::HistoryId;
+use crate::recent::Recent;
 use crate::state::{DurableState, MonitorState, Served};
 use crate::wire::{PrefixError, Subjects};
 use async_nats::Client;
@@ -459,6 +461,9 @@ fn start_from_source(state: &mut DurableState, bundle: &Bundle) {
     state.serving = Served::now(&state.learner);
     state.pending.clear();
     state.monitor = MonitorState::default();
+    // Its classes may be others.
+    state.recent = ByCamera::default();
+    state.open.iter_mut().for_each(|open| open.prior = Recent::default().prior(bundle.labels.len()));
 }
 
 /// Eight hex digits; without a stream, numbers mean nothing beyond this process, so that chance takes the place of a name.
@@ -537,5 +542,26 @@ fn ended<T>(name: &'static str, result: Result<Result<T, DaemonError>, oneshot::
     match result {
         Ok(Err(error)) => error,
         Ok(Ok(_)) | Err(_) => DaemonError::Ended(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ClassConditioning;
+    use crate::state::OpenFrame;
+    use crate::tiny;
+
+    #[test]
+    fn what_cameras_have_shown_another_bundle_says_nothing_of_the_new_ones_classes() {
+        let bundle = tiny::bundle(1, ClassConditioning::Readout);
+        let even = Recent::default().prior(bundle.labels.len());
+        let mut state = pipeline::first_state(&bundle, &tiny::config(), "frames".to_owned(), 1);
+        state.recent.see(std::iter::once("door"));
+        state.recent.get_mut("door").expect("it was seen").see(&[0.5, 0.5]);
+        let frame = tiny::frame(1, 0, "door");
+        state.open.push(OpenFrame { frame, is_judged: true, input_chain: [0; 32], prior: vec![0.5, 0.5] });
+        start_from_source(&mut state, &bundle);
+        assert!(state.recent.is_empty() && state.open[0].prior == even, "{:?}", state.open[0].prior);
     }
 }

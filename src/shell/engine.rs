@@ -2,9 +2,9 @@
 //!
 //! The path of a frame is [`Engine::process`]: decode, predict, reply. Everything else that happens to the daemon comes
 //! through the same inbox as an order and is applied between two frames.
-//! Invariants: nothing here waits for NATS or a disk; a frame is taken only when the pipeline has the weights that are to
-//! answer it and, with a stream, when the outbox has room for the answer. A checkpoint is asked for after the answers of
-//! its frames were pushed, so that it can be held back until they are stored.
+//! Invariants: nothing here waits for NATS, and for a disk only where a decision is written down and the frame in hand noted; a
+//! frame is taken only when the pipeline has the weights that are to answer it and, with a stream, when the outbox has room for the
+//! answer. A checkpoint is asked for after the answers of its frames were pushed, so that it can be held back until they are stored.
 
 use super::decision_log::{Action, Decided, DecisionLog};
 use super::in_hand::InHand;
@@ -460,6 +460,11 @@ impl Engine {
             _ => self.pipeline.state(),
         };
         self.persist(Box::new(state.clone()), Vec::new());
+        if self.codec.at_limit == AtLimit::ShedOldest {
+            // No broker brings them again.
+            let effects = self.pipeline.answer_rest()?;
+            self.carry_out(effects);
+        }
         Ok(Finished { state, log: self.history.log, is_rewritten })
     }
 }

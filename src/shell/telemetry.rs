@@ -332,7 +332,7 @@ impl Telemetry {
             Observation::Frozen { .. } => RESETS.count_by("freeze"),
             Observation::WeightsReset => RESETS.count_by("reset"),
             Observation::RolledBack { .. } => RESETS.count_by("rollback"),
-            Observation::Serving { .. } | Observation::Drift { .. } | Observation::Collapse { .. } => {}
+            Observation::Drift { .. } | Observation::Collapse { .. } => {}
             Observation::AdaptationSwitched { .. } => {}
         }
     }

@@ -86,9 +86,7 @@ fn frames(eval: &Eval, stream: Stream, images: &[Labelled], count: usize, seed: 
 fn canary(frames: &[Frame]) -> Canary {
     let mut canary = Canary::default();
     for frame in frames {
-        let mut planes = vec![0f32; frame.image.pixels().len()];
-        frame.image.write_planes(&mut planes);
-        canary.images.extend(planes);
+        canary.images.extend(frame.image.planes());
         canary.labels.extend(frame.label.map(|label| label.index()));
     }
     canary
