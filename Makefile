@@ -1,5 +1,5 @@
 # make test   everything that the project promises, on real servers (installs what it needs)
-# make chaos  kill -9 of daemon and broker, KILLS times for each of two servers and two variants (hours)
+# make chaos  kill -9 of daemon and broker, KILLS times for each of two servers and three variants (hours)
 # make planted  bugs are planted, one after the other, and the tests must catch each of them (BUGS="a b" for some)
 # make simulate  the core under SEEDS seeds of whatever goes wrong
 # make fuzz   CASES of whatever may come from outside, for each reader of it; UNDRIFT_SEED for others
