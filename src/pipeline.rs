@@ -25,7 +25,7 @@ use crate::noise::NoiseSecret;
 use crate::observation::{Observation, SkipReason, WindowReport};
 use crate::prediction::{PREDICTION_VERSION, Prediction, RankedClass, StageLatency};
 use crate::recent::Recent;
-use crate::state::{DurableState, Hearing, LearnerState, OpenFrame, Served};
+use crate::state::{DurableState, LearnerState, OpenFrame, Served};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -288,9 +288,7 @@ impl Pipeline {
         let Taken { frame, studied, .. } = taken;
         let hearing = &self.current.serving.hearing;
         let here = hearing.get(&frame.camera).copied().unwrap_or_default();
-        // Where the judge is heard nowhere, the weights themselves go back to the source's.
-        let is_learned_elsewhere = here == Hearing::Little && hearing.values().any(|&there| there == Hearing::Full);
-        let is_by_source = self.is_source_serving || here == Hearing::Home || is_learned_elsewhere;
+        let is_by_source = self.is_source_serving || here.is_of_source(hearing.values().copied());
         let logits: Vec<f64> = match is_by_source {
             true => mean_logits(&studied.source_logits).collect(),
             false => mean_logits(&self.serving.logits(&studied.views)?).collect(),

@@ -272,8 +272,7 @@ pub fn answer(evidence: &Evidence, config: &AdaptConfig, state: &PolicyState, n:
     let (errors, prior, scale) = (&evidence.verdicts[n].errors, &evidence.priors[n], evidence.likelihood_scale);
     let hearing = state.hearing_at(&evidence.cameras[n]);
     let judge_weight = if config.answer_by == AnswerBy::Posterior { config.answer_weight(hearing) } else { 0.0 };
-    let is_by_source = hearing == Hearing::Home || hearing == Hearing::Little && state.is_heard_somewhere();
-    let rows = if is_by_source { evidence.source_logits } else { evidence.logits };
+    let rows = if hearing.is_of_source(state.hearings()) { evidence.source_logits } else { evidence.logits };
     let logits = mean_logits(evidence.of_frame(rows, n));
     let answer = argmax(weighted(posterior(logits, errors, 1.0, judge_weight * scale), prior, config.recent_weight));
     let mut shares = posterior(prior.iter().map(|share| share.ln()), errors, 1.0 / TEMPERATURE, scale / TEMPERATURE);

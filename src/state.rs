@@ -77,9 +77,9 @@ impl PolicyState {
         self.gates.get(camera).map_or_else(Hearing::default, |gate| self.hearing_by(gate))
     }
 
-    /// Whether the judge counts in full for any camera.
-    pub fn is_heard_somewhere(&self) -> bool {
-        self.gates.values().any(|gate| self.hearing_by(gate) == Hearing::Full)
+    /// The same for all cameras, in memory that is there already.
+    pub fn hearings(&self) -> impl Iterator<Item = Hearing> {
+        self.gates.values().map(|gate| self.hearing_by(gate))
     }
 
     fn hearing_by(&self, gate: &Gate) -> Hearing {
@@ -101,6 +101,14 @@ pub enum Hearing {
     Full,
     /// The source is where it was trained, and the judge counts a little beside it.
     Home,
+}
+
+impl Hearing {
+    /// Whether the source's answer counts, not that of the classifier that learns: at home, and where the judge is not heard while it teaches
+    /// at another of the cameras. Where it is heard nowhere, the weights themselves go back to the source's.
+    pub fn is_of_source(self, mut of_cameras: impl Iterator<Item = Self>) -> bool {
+        self == Self::Home || self == Self::Little && of_cameras.any(|there| there == Self::Full)
+    }
 }
 
 /// How far the judge is to be believed on the frames of one camera, whose weather and light are its own.

@@ -187,6 +187,14 @@ fn a_wrong_value_is_refused_with_its_limit() {
 }
 
 #[test]
+fn a_schedule_whose_last_step_would_take_more_than_there_is_is_refused() {
+    let refusal = |steps: &str| load(&folder(), &[steps, "adapt.timesteps=[8, 9]"], &[]).err().map(|error| error.to_string());
+    let expected = "diffusion.num_timesteps = 19 (from --set): must be from 20 to 10000";
+    assert_eq!(refusal("diffusion.num_timesteps=19").as_deref(), Some(expected));
+    assert_eq!(refusal("diffusion.num_timesteps=20"), None);
+}
+
+#[test]
 fn a_missing_key_and_a_syntax_error_name_the_file() {
     let dir = folder();
     let file = dir.path().join("undrift.toml");
